@@ -1,0 +1,1 @@
+"""Backends: how one part is written and read, see :mod:`featcache.backend`."""

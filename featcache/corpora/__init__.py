@@ -1,0 +1,1 @@
+"""Corpora: one file each, see :mod:`featcache.corpus`."""

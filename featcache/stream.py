@@ -1,0 +1,184 @@
+"""The contract of a stream: one kind of frozen feature, and what decides its numbers.
+
+A stream is a frozen dataclass; its fields are its settings. :meth:`Stream.spec` says, without loading a
+model, everything that decides the numbers; :meth:`Stream.load` gives an :class:`Extractor` that computes them.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from featcache.files import canonical_json
+
+DTYPES = ("float16", "float32", "int8")
+"""Types that frames can be stored in."""
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """Everything that decides a stream's numbers, and what its arrays mean.
+
+    How the numbers are computed (device, batch size, workers) is not part of it, nor where the files lie.
+
+    Attributes:
+        kind: the stream's public name.
+        version: raised by its author whenever the same settings give other numbers.
+        input: what an utterance gives: its audio or its text.
+        settings: every setting, resolved.
+        layers: name of each layer, in order.
+        dim: size of a frame.
+        axis: what the frame axis counts.
+        frame_shift_s: time from one frame to the next, in seconds; None where frames are not in time.
+        sample_rate_hz: rate of the audio fed to the stream; None for text.
+        libraries: versions of libraries that the numbers depend on.
+        checkpoint: name and digest of the weights; None where there are none.
+        compute_dtype: type the model computes in.
+        dtype: type the frames are stored in.
+        frame_arrays: name to dtype and shape after the frame axis, of further arrays along the frames.
+        utterance_arrays: name to dtype and shape of further arrays, one value an utterance.
+        notes: units and meaning, for readers; not part of the identity.
+    """
+
+    kind: str
+    version: int
+    input: Literal["audio", "text"]
+    settings: Mapping[str, Any]
+    layers: tuple[str, ...]
+    dim: int
+    axis: Literal["frames", "tokens"] = "frames"
+    frame_shift_s: float | None = None
+    sample_rate_hz: int | None = None
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: Mapping[str, str] | None = None
+    compute_dtype: str = "float32"
+    dtype: str = "float16"
+    frame_arrays: Mapping[str, Any] = field(default_factory=dict)
+    utterance_arrays: Mapping[str, Any] = field(default_factory=dict)
+    notes: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the numbers, as plain JSON values."""
+        values = asdict(self)
+        values.pop("notes")
+        values["layers"] = list(self.layers)
+        return values
+
+    @property
+    def digest(self) -> str:
+        """The identity's SHA-256, in hexadecimal."""
+        return hashlib.sha256(canonical_json(self.identity())).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The stream's full name, which is its folder in a cache: kind and the first 8 digits of its digest."""
+        return f"{self.kind}-{self.digest[:8]}"
+
+    def differences(self, other: "StreamSpec") -> list[str]:
+        """Return a line for each thing that differs from `other`, as ``name: theirs -> ours``."""
+        ours, theirs = _flat(self.identity()), _flat(other.identity())
+        names = sorted(set(ours) | set(theirs))
+        return [f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in names if ours.get(key) != theirs.get(key)]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "StreamSpec":
+        """Return the spec that :meth:`identity` and `notes` were written from."""
+        return cls(**{**values, "layers": tuple(values["layers"])})
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    merged: dict[str, Any] = {}
+    for key, item in value.items():
+        merged.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
+    return merged
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a stream gives for one utterance.
+
+    Attributes:
+        frames: ``(layers, frames, dim)`` float32.
+        frame_arrays: name to array whose first axis is the frames.
+        utterance_arrays: name to array of the shape that the spec declares.
+    """
+
+    frames: np.ndarray
+    frame_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    utterance_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Extractor(ABC):
+    """A loaded model, ready to compute a stream."""
+
+    @abstractmethod
+    def extract(self, inputs: Sequence[Any]) -> Sequence[Features]:
+        """Compute one batch.
+
+        Args:
+            inputs: ``(samples,)`` float32 arrays at the stream's rate, or texts.
+
+        Returns:
+            Features, one for each input and in their order. Batching never changes the numbers: float32 agrees with
+            one at a time to 1e-5 relative.
+
+        Raises:
+            StreamError: an input cannot be used; the caller then finds out which one, one at a time.
+        """
+
+
+class Stream(ABC):
+    """One kind of feature. Subclasses are frozen dataclasses whose fields are the settings.
+
+    Attributes:
+        input: what an utterance gives: its audio or its text.
+        sample_rate_hz: rate of the audio wanted; None for text.
+        title: one line for listings.
+    """
+
+    input: ClassVar[Literal["audio", "text"]] = "audio"
+    sample_rate_hz: ClassVar[int | None] = 16000
+    title: ClassVar[str]
+
+    @classmethod
+    def kind(cls) -> str:
+        """Return the public name: the stem of the plug-in's file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def spec(self, dtype: str = "float16", compute_dtype: str = "float32") -> StreamSpec:
+        """Return what decides the numbers, without loading a model.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found or is of another kind.
+            ConfigError: settings that do not fit together.
+        """
+
+    @abstractmethod
+    def load(self, device: str, compute_dtype: str) -> Extractor:
+        """Load the model on a device (``"cpu"``, ``"cuda"``, ``"cuda:1"``) and return it ready to run."""
+
+    def num_frames(self, num_samples: int) -> int | None:
+        """Return how many frames that many samples give; None where only the model knows (text)."""
+        return None
+
+    def batches(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+        """Group utterances into batches.
+
+        Args:
+            lengths: samples, or characters of text, of each utterance.
+            batch_size: most utterances in a batch.
+
+        Returns:
+            Positions in `lengths`, each exactly once. The default is one utterance a batch.
+        """
+        return [[index] for index in range(len(lengths))]
+
+    def seconds_per_second(self, device: str, compute_dtype: str) -> float | None:
+        """Return a rough cost, in seconds a second of audio (or an utterance of text), for plans; None is unknown."""
+        return None

@@ -1,0 +1,1 @@
+"""Streams: one file each, see :mod:`featcache.stream`."""

@@ -1,0 +1,1 @@
+"""Heads: light models that train from a cache."""

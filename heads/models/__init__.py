@@ -1,0 +1,1 @@
+"""Head plug-ins: one file each, see :mod:`heads.head`."""

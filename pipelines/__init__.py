@@ -1,0 +1,1 @@
+"""Pipelines: one ``run(config)`` each, and the commands that drive them."""
