@@ -4,9 +4,10 @@
 imports torch, transformers or librosa.
 """
 
+from featcache.cache import Cache, CachedStream, open  # noqa: A004
 from featcache.errors import FeatcacheError
 from featcache.manifest import Manifest, Utterance
 
 __version__ = "0.1.0"
 
-__all__ = ["FeatcacheError", "Manifest", "Utterance", "__version__"]
+__all__ = ["Cache", "CachedStream", "FeatcacheError", "Manifest", "Utterance", "__version__", "open"]

@@ -42,7 +42,7 @@ class Recording:
         """
         route = "" if self.sample_rate_hz == sample_rate_hz else f"{self.sample_rate_hz}:{RESAMPLER}"
         state = hashlib.blake2b(route.encode(), digest_size=16)
-        state.update(np.ascontiguousarray(self.samples, dtype="<f4"))
+        state.update(np.ascontiguousarray(self.samples, dtype="<f4").data)
         return state.hexdigest()
 
     def at_rate(self, sample_rate_hz: int) -> np.ndarray:

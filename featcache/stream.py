@@ -137,12 +137,12 @@ class Stream(ABC):
 
     Attributes:
         input: what an utterance gives: its audio or its text.
-        sample_rate_hz: rate of the audio wanted; None for text.
+        sample_rate_hz: rate of the audio wanted; of no meaning for text.
         title: one line for listings.
     """
 
     input: ClassVar[Literal["audio", "text"]] = "audio"
-    sample_rate_hz: ClassVar[int | None] = 16000
+    sample_rate_hz: ClassVar[int] = 16000
     title: ClassVar[str]
 
     @classmethod

@@ -1,0 +1,73 @@
+"""The contract of a backend: how the arrays of one part are written, and read back.
+
+A part's arrays are ``frames``, ``(layers, frames, dim)``, utterances one after the other along the frame
+axis; further arrays along the frames, ``(frames, ...)``; and arrays of one value an utterance,
+``(utterances, ...)``. A backend knows nothing of what they mean.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from featcache import registry
+
+CHUNK_FRAMES = 32
+"""Frames in a chunk. A random window of 96 frames then touches 127 on average: 1.3 times what it needs."""
+
+
+class PartFile(ABC):
+    """One part, open for reading."""
+
+    @abstractmethod
+    def frames(self, start: int, stop: int, layers: Sequence[int] | None = None) -> np.ndarray:
+        """Return frames `start` to `stop` of the chosen layers, ``(layers, frames, dim)``, as stored.
+
+        The result may be a read-only view of the file where the layout allows it.
+        """
+
+    @abstractmethod
+    def array(self, name: str) -> np.ndarray:
+        """Return another array whole."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release files and maps."""
+
+
+class Backend(ABC):
+    """A file format for parts.
+
+    Attributes:
+        suffix: what a part's path ends with.
+    """
+
+    suffix: ClassVar[str]
+
+    @abstractmethod
+    def write(
+        self, path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], compress: bool
+    ) -> None:
+        """Write a new part; the same arguments give the same bytes.
+
+        Args:
+            path: where; nothing exists there yet.
+            arrays: name to array.
+            attributes: JSON values for readers without this project: ids, stream name.
+            compress: smaller files, which then cannot be mapped into memory.
+        """
+
+    @abstractmethod
+    def open(self, path: Path) -> PartFile:
+        """Open a part for reading."""
+
+
+def load_backend(name: str) -> Backend:
+    """Return a backend by its public name.
+
+    Raises:
+        UnknownNameError: no such backend.
+    """
+    return registry.load("featcache.backends", name, Backend)()

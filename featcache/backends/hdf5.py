@@ -1,0 +1,98 @@
+"""Parts as HDF5 files.
+
+Uncompressed, every array is one contiguous block, so reading a window costs exactly its bytes, and this
+project maps the block into memory. The default library version is kept: files written with ``libver="latest"``
+do not open again after a kill.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import h5py
+import numpy as np
+
+from featcache.backend import CHUNK_FRAMES, Backend, PartFile
+
+
+class Hdf5Backend(Backend):
+    """HDF5 files."""
+
+    suffix: ClassVar[str] = ".h5"
+
+    def write(
+        self, path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], compress: bool
+    ) -> None:
+        """Write an HDF5 file. Attributes that are lists become datasets, since HDF5 bounds an attribute's size."""
+        with h5py.File(path, "w") as file:
+            for name, value in attributes.items():
+                if isinstance(value, list):
+                    file.create_dataset(name, data=value, dtype=h5py.string_dtype())
+                else:
+                    file.attrs[name] = value
+            for name, values in arrays.items():
+                layout: dict[str, Any] = {}
+                if compress and values.size:
+                    chunks = (1, min(CHUNK_FRAMES, values.shape[1]), values.shape[2]) if name == "frames" else True
+                    layout = {"chunks": chunks, "compression": "gzip", "compression_opts": 4, "shuffle": True}
+                file.create_dataset(name, data=values, **layout)
+            if "frames" in arrays:
+                for axis, label in zip(file["frames"].dims, ("layers", "frames", "dim"), strict=True):
+                    axis.label = label
+            file.flush()
+
+    def open(self, path: Path) -> "Hdf5Part":
+        """Open an HDF5 file."""
+        return Hdf5Part(path)
+
+
+class Hdf5Part(PartFile):
+    """One HDF5 file; ``frames`` is mapped where it is contiguous, and the file closed again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._map: np.ndarray | None = None
+        self._file: h5py.File | None = None
+
+    def frames(self, start: int, stop: int, layers: Sequence[int] | None = None) -> np.ndarray:
+        """Return ``(layers, frames, dim)``: a view for all layers or one, a copy for several."""
+        frames = self._frames()
+        if isinstance(frames, h5py.Dataset):
+            # h5py selects increasing indices only, so other orders are read one layer at a time.
+            chosen = range(frames.shape[0]) if layers is None else layers
+            return np.stack([frames[layer, start:stop] for layer in chosen])
+        if layers is None:
+            return frames[:, start:stop]
+        if len(layers) == 1:
+            return frames[layers[0] : layers[0] + 1, start:stop]
+        return frames[list(layers), start:stop]
+
+    def array(self, name: str) -> np.ndarray:
+        """Return an array whole."""
+        if self._file is not None:
+            return np.asarray(self._file[name][...])
+        with h5py.File(self._path, "r") as file:
+            return np.asarray(file[name][...])
+
+    def close(self) -> None:
+        """Close the file and drop the map."""
+        self._map = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _frames(self) -> "np.ndarray | h5py.Dataset":
+        if self._map is not None:
+            return self._map
+        if self._file is not None:
+            return self._file["frames"]
+        file = h5py.File(self._path, "r")
+        dataset = file["frames"]
+        offset = dataset.id.get_offset()
+        if offset is None:
+            self._file = file
+            return dataset
+        shape, dtype = dataset.shape, dataset.dtype
+        file.close()
+        self._map = np.memmap(self._path, dtype, "r", offset=offset, shape=shape).view(np.ndarray)
+        return self._map

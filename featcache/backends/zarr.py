@@ -1,0 +1,107 @@
+"""Parts as Zarr groups (format 3).
+
+``frames`` is sharded: one shard file a layer, inner chunks of 32 frames. Uncompressed, the chunks of a shard
+follow each other without gaps, so a layer's file begins with its frames as raw bytes in C order: plain Zarr
+reads one chunk at a time, and this project maps the file into memory.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from featcache.backend import CHUNK_FRAMES, Backend, PartFile
+
+
+class ZarrBackend(Backend):
+    """Zarr groups on a file system."""
+
+    suffix: ClassVar[str] = ""
+
+    def write(
+        self, path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], compress: bool
+    ) -> None:
+        """Write a Zarr group."""
+        group = zarr.create_group(store=str(path), zarr_format=3, attributes=dict(attributes))
+        compressors = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle") if compress else None
+        for name, values in arrays.items():
+            if name == "frames":
+                _, frames, dim = values.shape
+                chunks: tuple[int, ...] = (1, CHUNK_FRAMES, dim)
+                shards: tuple[int, ...] | None = (1, CHUNK_FRAMES * max(1, math.ceil(frames / CHUNK_FRAMES)), dim)
+                names: tuple[str, ...] | None = ("layers", "frames", "dim")
+            else:
+                chunks, shards, names = tuple(max(1, size) for size in values.shape), None, None
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                chunks=chunks,
+                shards=shards,
+                compressors=compressors,
+                filters=None,
+                fill_value=0,
+                dimension_names=names,
+                # A chunk of zeros that is left out would break the raw layout.
+                config={"write_empty_chunks": True},
+            )
+            array[...] = values
+
+    def open(self, path: Path) -> "ZarrPart":
+        """Open a Zarr group."""
+        return ZarrPart(path)
+
+
+class ZarrPart(PartFile):
+    """One Zarr group, mapped where its chunks are raw bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._group = zarr.open_group(str(path), mode="r")
+        self._maps: dict[int, np.ndarray] = {}
+        self._array: zarr.Array | None = None
+
+    def frames(self, start: int, stop: int, layers: Sequence[int] | None = None) -> np.ndarray:
+        """Return ``(layers, frames, dim)``: a view for one layer, a copy for several."""
+        array = self._frames_array()
+        chosen = range(array.shape[0]) if layers is None else layers
+        if self._compressed(array):
+            return np.stack([np.asarray(array[layer, start:stop]) for layer in chosen])
+        if len(chosen) == 1:
+            return self._map(array, chosen[0])[None, start:stop]
+        window = np.empty((len(chosen), stop - start, array.shape[2]), array.dtype)
+        for row, layer in enumerate(chosen):
+            window[row] = self._map(array, layer)[start:stop]
+        return window
+
+    def array(self, name: str) -> np.ndarray:
+        """Return an array whole."""
+        member = self._group[name]
+        return np.asarray(member[...])  # type: ignore[index]
+
+    def close(self) -> None:
+        """Drop the maps; the operating system unmaps them with their last view."""
+        self._maps.clear()
+
+    def _frames_array(self) -> zarr.Array:
+        if self._array is None:
+            member = self._group["frames"]
+            if not isinstance(member, zarr.Array):
+                raise KeyError("frames")
+            self._array = member
+        return self._array
+
+    @staticmethod
+    def _compressed(array: zarr.Array) -> bool:
+        return bool(array.compressors)
+
+    def _map(self, array: zarr.Array, layer: int) -> np.ndarray:
+        if layer not in self._maps:
+            _, frames, dim = array.shape
+            shard = self._path / "frames" / "c" / str(layer) / "0" / "0"
+            self._maps[layer] = np.memmap(shard, array.dtype, "r", shape=(frames, dim)).view(np.ndarray)
+        return self._maps[layer]

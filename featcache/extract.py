@@ -1,0 +1,297 @@
+"""Manifest x stream -> parts.
+
+Three stages overlap: threads decode the next part, this thread runs the model, another thread writes the part
+before. At most three parts are in memory, whatever the size of the corpus. An utterance that cannot be computed
+fails alone; its reason is kept in the index and a later run tries it again.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featcache import dtypes
+from featcache.cache import Cache, CachedStream
+from featcache.catalogue import write_catalogue
+from featcache.checkpoints import COMPUTE_DTYPES
+from featcache.commit import Stored, StreamWriter, store
+from featcache.errors import CacheError, ConfigError, FeatcacheError
+from featcache.manifest import Manifest
+from featcache.plan import Input, Item, Plan, make_plan, read_input
+from featcache.stream import Extractor, Features, Stream, StreamSpec
+
+TIERS = ("frames", "stats")
+_SPARE_BYTES = 64 * 2**20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compute and store; none of it but the two dtypes decides a number.
+
+    Attributes:
+        backend: plug-in that writes parts.
+        dtype: type that frames are stored in.
+        compute_dtype: type that models compute in.
+        tier: ``"frames"``, or ``"stats"`` to keep only mean and standard deviation.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
+        batch_size: most utterances in a batch.
+        compress: smaller parts, which cannot be mapped into memory.
+    """
+
+    backend: str = "zarr"
+    dtype: str = "float16"
+    compute_dtype: str = "float32"
+    tier: str = "frames"
+    device: str = "auto"
+    batch_size: int = 8
+    compress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tier not in TIERS:
+            raise ConfigError(f"There is no tier {self.tier!r}. Choose one of: {', '.join(TIERS)}.")
+        if self.batch_size < 1:
+            raise ConfigError(f"The batch size must be at least 1, got {self.batch_size}.")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ConfigError(
+                f"Models cannot compute in {self.compute_dtype!r}. Use one of: {', '.join(COMPUTE_DTYPES)}."
+            )
+        dtypes.check(self.dtype)
+
+
+@dataclass
+class Summary:
+    """What an extraction did.
+
+    Attributes:
+        stream: full name of the stream.
+        computed: ids computed now.
+        present: ids that were there already.
+        changed: id to why it was computed again.
+        failures: id to reason.
+        num_bytes: bytes of feature arrays written.
+    """
+
+    stream: str
+    computed: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+    changed: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to use: ``"auto"`` is a GPU where there is one.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"There is no device {device!r}. Use auto, cpu, cuda or cuda:N.") from None
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"There is no device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+def plan_stream(
+    manifest: Manifest,
+    cache: Path,
+    stream: Stream,
+    options: Options,
+    on_checked: Callable[[int], None] = lambda _: None,
+) -> tuple[StreamSpec, CachedStream | None, Plan]:
+    """Return the stream's spec, what the cache holds of it, and what is to be computed."""
+    spec = stream.spec(options.dtype, options.compute_dtype)
+    cached = Cache(cache)[spec.name] if (cache / spec.name / "stream.json").exists() else None
+    return spec, cached, make_plan(manifest, stream, spec, cached, options.tier, on_checked)
+
+
+def extract(
+    manifest: Manifest,
+    cache: str | Path,
+    stream: Stream,
+    options: Options = Options(),
+    on_planned: Callable[[Plan], None] = lambda _: None,
+    on_done: Callable[[int, float], None] = lambda *_: None,
+    on_checked: Callable[[int], None] = lambda _: None,
+) -> Summary:
+    """Compute what a cache lacks of a stream, and commit it part by part.
+
+    Args:
+        manifest: the utterances wanted.
+        cache: the cache's folder; made when missing.
+        stream: the stream wanted.
+        options: how to compute and store.
+        on_planned: called once with the plan, before a model loads.
+        on_done: called with a number of utterances and their audio in seconds, as they are computed.
+        on_checked: called with 1 for each utterance whose input was compared with the cache.
+
+    Raises:
+        CacheError: the cache cannot be written, or the disk has no room for the plan.
+        CheckpointError: the model cannot be loaded.
+    """
+    cache = Path(cache)
+    spec, cached, plan = plan_stream(manifest, cache, stream, options, on_checked)
+    on_planned(plan)
+    summary = Summary(spec.name, present=plan.present, changed=plan.changed, failures=dict(plan.failures))
+    recorded = cached.failures if cached is not None else {}
+    if not plan.parts:
+        if any(recorded.get(name) != reason for name, reason in plan.failures.items()):
+            with StreamWriter(cache, spec, options.backend, options.tier, options.compress) as writer:
+                writer.commit([], plan.failures)
+        return summary
+    _check_room(cache, plan)
+    with StreamWriter(cache, spec, options.backend, options.tier, options.compress) as writer:
+        extractor = stream.load(resolve_device(options.device), options.compute_dtype)
+        try:
+            _Run(manifest, stream, spec, options, extractor, writer, recorded, summary, on_done).run(plan)
+        finally:
+            _renew_catalogue(cache, spec)
+    return summary
+
+
+@dataclass
+class _Run:
+    """The three overlapping stages of one extraction."""
+
+    manifest: Manifest
+    stream: Stream
+    spec: StreamSpec
+    options: Options
+    extractor: Extractor
+    writer: StreamWriter
+    recorded: Mapping[str, str]
+    summary: Summary
+    on_done: Callable[[int, float], None]
+
+    def run(self, plan: Plan) -> None:
+        """Compute and commit every part of the plan; what is computed is committed even when interrupted."""
+        new = {name: why for name, why in plan.failures.items() if self.recorded.get(name) != why}
+        with ExitStack() as stack:
+            writers = stack.enter_context(ThreadPoolExecutor(1, "write"))
+            pending: Future[None] | None = None
+            for part, inputs in self._decoded(plan.parts):
+                failures, new = new, {}
+                stored = self._compute(part, inputs, failures)
+                if pending is not None:
+                    pending.result()
+                pending = writers.submit(self._commit, stored, failures)
+            if pending is not None:
+                pending.result()
+
+    def _decoded(
+        self, parts: Sequence[Sequence[Item]]
+    ) -> Iterator[tuple[Sequence[Item], list[Input | FeatcacheError]]]:
+        """Yield each part with its inputs, reading the next one meanwhile."""
+        with ThreadPoolExecutor(2, "decode") as readers:
+
+            def submit(part: Sequence[Item]) -> list[Future[Input | FeatcacheError]]:
+                return [readers.submit(self._read, item) for item in part]
+
+            try:
+                ahead = submit(parts[0])
+                for number, part in enumerate(parts):
+                    inputs = [future.result() for future in ahead]
+                    ahead = submit(parts[number + 1]) if number + 1 < len(parts) else []
+                    yield part, inputs
+            finally:
+                readers.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, item: Item) -> Input | FeatcacheError:
+        try:
+            return read_input(self.stream, self.manifest, item.utterance)
+        except FeatcacheError as error:
+            return error
+
+    def _compute(
+        self, part: Sequence[Item], inputs: Sequence[Input | FeatcacheError], failures: dict[str, str]
+    ) -> list[Stored]:
+        """Run one part through the model, batch by batch; what fails goes to `failures`."""
+        good: list[tuple[Item, Input]] = []
+        for item, read in zip(part, inputs, strict=True):
+            if isinstance(read, FeatcacheError):
+                self._fail(item, str(read), failures)
+                self.on_done(1, self._audio_s([item]))
+            else:
+                good.append((item, read))
+        stored: dict[str, Stored] = {}
+        for batch in self.stream.batches([len(read.value) for _, read in good], self.options.batch_size):
+            chosen = [good[index] for index in batch]
+            for (item, read), features in zip(chosen, self._extract([read for _, read in chosen]), strict=True):
+                if isinstance(features, Exception):
+                    self._fail(item, str(features), failures)
+                    continue
+                try:
+                    stored[item.utterance.id] = store(
+                        item.utterance.id, read.digest, item.generation, features, self.spec, self.options.tier
+                    )
+                except FeatcacheError as error:
+                    self._fail(item, str(error), failures)
+            self.on_done(len(chosen), self._audio_s([item for item, _ in chosen]))
+        return [stored[item.utterance.id] for item in part if item.utterance.id in stored]
+
+    def _extract(self, inputs: Sequence[Input]) -> Sequence[Features | Exception]:
+        """Run one batch; when it fails, one at a time, so that only what is at fault fails."""
+        import torch
+
+        try:
+            return self.extractor.extract([read.value for read in inputs])
+        except (FeatcacheError, torch.OutOfMemoryError) as error:
+            if len(inputs) > 1:
+                return [result for read in inputs for result in self._extract([read])]
+            if isinstance(error, torch.OutOfMemoryError):
+                return [CacheError(f"the device ran out of memory: {error}. Use --device cpu for it.")]
+            return [error]
+        except Exception as error:
+            error.add_note(f"while stream {self.spec.name} computed a batch of {len(inputs)} utterances")
+            raise
+
+    def _fail(self, item: Item, reason: str, failures: dict[str, str]) -> None:
+        name = item.utterance.id
+        self.summary.failures[name] = reason
+        logger.warning("%s: %r failed: %s", self.spec.kind, name, reason)
+        if self.recorded.get(name) != reason:
+            failures[name] = reason
+
+    def _audio_s(self, items: Sequence[Item]) -> float:
+        return sum(item.length for item in items) / self.stream.sample_rate_hz if self.stream.input == "audio" else 0.0
+
+    def _commit(self, stored: Sequence[Stored], failures: Mapping[str, str]) -> None:
+        if not stored and not failures:
+            return
+        self.writer.commit(stored, failures)
+        self.summary.computed += [item.id for item in stored]
+        for item in stored:
+            arrays = [*item.frame_arrays.values(), *item.utterance_arrays.values()]
+            self.summary.num_bytes += sum(array.nbytes for array in arrays)
+            self.summary.num_bytes += 0 if item.frames is None else item.frames.nbytes
+
+
+def _renew_catalogue(cache: Path, spec: StreamSpec) -> None:
+    """Write the views for other readers; where that fails, the features themselves are whole all the same."""
+    try:
+        write_catalogue(Cache(cache)[spec.name])
+    except OSError as error:
+        logger.warning("%s: the views for other programs could not be written: %s", spec.name, error)
+
+
+def _check_room(cache: Path, plan: Plan) -> None:
+    place = cache
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < plan.num_bytes + _SPARE_BYTES:
+        raise CacheError(
+            f"The extraction needs about {plan.num_bytes / 1e9:.2f} GB; {str(place)!r} has {free / 1e9:.2f} GB free. "
+            "Make room, use another --cache, or keep less with --tier stats or --dtype int8. Nothing was computed."
+        )

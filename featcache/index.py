@@ -1,0 +1,124 @@
+"""The index of a part: what it holds, from which inputs, and how to tell that it is whole.
+
+An index is a JSON file beside its part, written last; a part without its index does not exist. A part's name
+is the digest of its index, so two writers that store the same thing write the same names, and a part is
+never changed after its commit.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from featcache.errors import CacheError
+from featcache.files import canonical_json, write_json
+
+FORMAT = 1
+"""Version of the cache's layout. Readers refuse newer ones."""
+
+STATS = ("mean", "std")
+"""The stats tier: ``(utterances, layers, dim)`` float32, over each utterance's frames."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One utterance in a part.
+
+    Attributes:
+        id: its id in the manifest.
+        input: digest of what was fed to the stream.
+        start: its first frame along the part's frame axis.
+        num_frames: its length in frames.
+        checksum: CRC-32C over its bytes in every array, in hexadecimal.
+        generation: raised by one each time the utterance's input changed; the highest is current.
+    """
+
+    id: str
+    input: str
+    start: int
+    num_frames: int
+    checksum: str
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a part holds.
+
+    Attributes:
+        stream: full name of the stream.
+        backend: plug-in that wrote the part.
+        tier: ``"frames"``, or ``"stats"`` where only the stats were kept.
+        entries: its utterances, in order.
+        failures: id to reason, of utterances that could not be computed.
+        arrays: name to dtype and shape.
+        compressed: whether chunks are compressed.
+    """
+
+    stream: str
+    backend: str
+    tier: str
+    entries: tuple[Entry, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+    compressed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The part's name, ``part-`` and 16 digits, from all that it holds but the wording of failures."""
+        content = {**asdict(self), "failures": sorted(self.failures)}
+        return f"part-{hashlib.sha256(canonical_json(content)).hexdigest()[:16]}"
+
+    def write(self, folder: Path) -> None:
+        """Commit the part: write its index into the stream's folder, atomically."""
+        write_json(folder / f"{self.name}.json", {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def read(cls, path: Path) -> "Index":
+        """Read an index.
+
+        Raises:
+            CacheError: it is damaged, or of a newer format.
+        """
+        try:
+            values = json.loads(path.read_bytes())
+            version = values.pop("format")
+            if version > FORMAT:
+                raise CacheError(
+                    f"{str(path)!r} has format {version}; this featcache reads up to {FORMAT}. Install a newer one."
+                )
+            entries = tuple(Entry(**entry) for entry in values.pop("entries"))
+            index = cls(entries=entries, **values)
+        except CacheError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CacheError(
+                f"The index {str(path)!r} is damaged ({error}). Delete it and run the same extract again: only its "
+                "part is computed again."
+            ) from None
+        if index.name != path.stem:
+            raise CacheError(
+                f"The index {str(path)!r} does not match its name: it was changed after it was written. Delete it and "
+                "run the same extract again: only its part is computed again."
+            )
+        return index
+
+
+def checksum(frames: np.ndarray | None, rows: Sequence[np.ndarray]) -> str:
+    """Return the CRC-32C, in hexadecimal, over one utterance's stored bytes.
+
+    Args:
+        frames: ``(layers, frames, dim)`` as stored, or None for the stats tier.
+        rows: its part of every other array, sorted by array name.
+    """
+    value = 0
+    for layer in () if frames is None else frames:
+        value = google_crc32c.extend(value, np.ascontiguousarray(layer).tobytes())
+    for row in rows:
+        value = google_crc32c.extend(value, np.ascontiguousarray(row).tobytes())
+    return f"{value:08x}"

@@ -1,0 +1,230 @@
+"""What an extraction will do, known before any model loads: which parts, how large, how long.
+
+Parts are planned over the whole manifest and then narrowed to what is missing, so that a run that was killed
+and started again makes exactly the parts that it would have made undisturbed.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+import numpy as np
+
+from featcache import audio
+from featcache.cache import CachedStream
+from featcache.errors import FeatcacheError, StreamError
+from featcache.manifest import Manifest, Utterance
+from featcache.stream import Stream, StreamSpec
+
+PART_BYTES = 256 * 2**20
+PART_SECONDS = 600.0
+PART_TEXTS = 1024
+_TOKENS_PER_CHARACTER = 0.35  # measured on MELD with a WordPiece vocabulary: 0.27; a little more for room
+
+
+@dataclass(frozen=True)
+class Item:
+    """One utterance to compute.
+
+    Attributes:
+        utterance: it.
+        length: samples at the stream's rate, or characters.
+        num_bytes: about how much its arrays take.
+        generation: see :class:`featcache.index.Entry`.
+    """
+
+    utterance: Utterance
+    length: int
+    num_bytes: int
+    generation: int = 0
+
+
+@dataclass
+class Plan:
+    """What to compute, and why.
+
+    Attributes:
+        parts: utterances of each part to be made, in order.
+        present: ids that are in the cache already.
+        changed: id to what changed, of utterances that are in the cache for another input.
+        failures: id to reason, of utterances that cannot even be planned.
+        sample_rate_hz: rate of the audio; None for text.
+    """
+
+    parts: list[list[Item]] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+    changed: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    sample_rate_hz: int | None = None
+
+    @property
+    def items(self) -> list[Item]:
+        """Every utterance to compute."""
+        return [item for part in self.parts for item in part]
+
+    @property
+    def num_bytes(self) -> int:
+        """About how much will be written."""
+        return sum(item.num_bytes for item in self.items)
+
+    @property
+    def audio_s(self) -> float:
+        """Audio to compute, in seconds; 0 for text."""
+        if self.sample_rate_hz is None:
+            return 0.0
+        return sum(item.length for item in self.items) / self.sample_rate_hz
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is fed to a stream for one utterance: samples at its rate or text, and their digest."""
+
+    value: np.ndarray | str
+    digest: str
+
+
+def read_input(stream: Stream, manifest: Manifest, utterance: Utterance) -> Input:
+    """Read what a stream is fed for an utterance.
+
+    Raises:
+        AudioError: the recording cannot be used.
+        StreamError: a stream of text, and the utterance has none.
+    """
+    if stream.input == "text":
+        text = utterance.text or ""
+        if not text.strip():
+            raise StreamError("it has no text. Fill the manifest's column 'text', or leave the utterance out.")
+        return Input(text, _text_digest(text))
+    recording = audio.decode(manifest.audio_path(utterance), utterance.start_s, utterance.end_s)
+    return Input(recording.at_rate(stream.sample_rate_hz), recording.digest(stream.sample_rate_hz))
+
+
+def make_plan(
+    manifest: Manifest,
+    stream: Stream,
+    spec: StreamSpec,
+    cached: CachedStream | None,
+    tier: str,
+    on_checked: Callable[[int], None] = lambda _: None,
+    part_bytes: int = PART_BYTES,
+) -> Plan:
+    """Plan an extraction.
+
+    Args:
+        manifest: the utterances wanted.
+        stream: the stream wanted.
+        spec: its spec.
+        cached: what the cache holds of it; None is nothing.
+        tier: ``"frames"`` or ``"stats"``.
+        on_checked: called with 1 for each utterance whose input was compared with the cache.
+        part_bytes: most bytes in a part.
+    """
+    plan = Plan(sample_rate_hz=stream.sample_rate_hz if stream.input == "audio" else None)
+    everything: list[Item] = []
+    for utterance in manifest:
+        try:
+            everything.append(_measure(stream, spec, manifest, utterance, tier))
+        except FeatcacheError as error:
+            plan.failures[utterance.id] = str(error)
+    wanted = {item.utterance.id: item for item in everything}
+    if cached is not None:
+        known = [item for item in everything if item.utterance.id in cached]
+        for item, state in zip(known, _compare(stream, manifest, cached, known, tier, on_checked), strict=True):
+            name = item.utterance.id
+            if state.failure is not None:
+                plan.failures[name] = state.failure
+                del wanted[name]
+            elif state.present:
+                plan.present.append(name)
+                del wanted[name]
+            else:
+                wanted[name] = replace(item, generation=state.generation)
+                if state.changed:
+                    plan.changed[name] = state.changed
+    plan.parts = _narrow(_pack(everything, part_bytes, plan.sample_rate_hz), wanted, part_bytes, plan.sample_rate_hz)
+    return plan
+
+
+@dataclass(frozen=True)
+class _State:
+    present: bool = False
+    changed: str = ""
+    generation: int = 0
+    failure: str | None = None
+
+
+def _compare(
+    stream: Stream,
+    manifest: Manifest,
+    cached: CachedStream,
+    items: Sequence[Item],
+    tier: str,
+    on_checked: Callable[[int], None],
+) -> Iterator[_State]:
+    """Say for each utterance that the cache holds whether it holds it for the same input."""
+
+    def compare(item: Item) -> _State:
+        located = cached.locate(item.utterance.id)
+        try:
+            digest = read_input(stream, manifest, item.utterance).digest
+        except FeatcacheError as error:
+            return _State(failure=str(error))
+        if digest != located.entry.input:
+            return _State(changed=f"its {stream.input} changed", generation=located.entry.generation + 1)
+        if tier == "frames" and located.index.tier == "stats":
+            return _State(changed="only its stats were kept", generation=located.entry.generation)
+        return _State(present=True)
+
+    with ThreadPoolExecutor() as pool:
+        for state in pool.map(compare, items):
+            on_checked(1)
+            yield state
+
+
+def _measure(stream: Stream, spec: StreamSpec, manifest: Manifest, utterance: Utterance, tier: str) -> Item:
+    layers, dim = len(spec.layers), spec.dim
+    itemsize = np.dtype(spec.dtype).itemsize
+    stats_bytes = 2 * 4 * layers * dim
+    if stream.input == "text":
+        length = len(utterance.text or "")
+        num_frames: int = math.ceil(length * _TOKENS_PER_CHARACTER)
+    else:
+        path = manifest.audio_path(utterance)
+        length = audio.num_samples(path, stream.sample_rate_hz, utterance.start_s, utterance.end_s)
+        num_frames = stream.num_frames(length) or 0
+    frame_bytes = 0 if tier == "stats" else itemsize * layers * dim * num_frames
+    return Item(utterance, length, stats_bytes + frame_bytes)
+
+
+def _pack(items: Iterable[Item], part_bytes: int, rate: int | None) -> list[list[Item]]:
+    """Fill parts in order, each up to its limit of bytes and of audio or texts."""
+    parts: list[list[Item]] = []
+    num_bytes, length = 0, 0.0
+    for item in items:
+        weight = item.length / rate / PART_SECONDS if rate else 1.0 / PART_TEXTS
+        if not parts or num_bytes + item.num_bytes > part_bytes or length + weight > 1.0:
+            parts.append([])
+            num_bytes, length = 0, 0.0
+        parts[-1].append(item)
+        num_bytes += item.num_bytes
+        length += weight
+    return parts
+
+
+def _narrow(parts: list[list[Item]], wanted: dict[str, Item], part_bytes: int, rate: int | None) -> list[list[Item]]:
+    """Keep what is wanted; parts of which only some is wanted are joined to fuller ones, behind the whole ones."""
+    whole: list[list[Item]] = []
+    loose: list[Item] = []
+    for part in parts:
+        kept = [wanted[item.utterance.id] for item in part if item.utterance.id in wanted]
+        if len(kept) == len(part):
+            whole.append(kept)
+        else:
+            loose += kept
+    return whole + _pack(loose, part_bytes, rate)
+
+
+def _text_digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
