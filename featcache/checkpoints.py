@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from featcache import hub
 from featcache.errors import CheckpointError, ConfigError, MissingExtraError
 from featcache.files import canonical_json
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 """Types that a model can compute in."""
 
-_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
-_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin"]
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 # In the order in which transformers looks for them.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -106,8 +105,8 @@ def resolve(name: str, revision: str | None = None, need: Sequence[str] = ("conf
         elif name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
             raise CheckpointError(f"There is no checkpoint folder {name!r}. Check the path.")
     if folder is None:
-        checkpoint = _read(_from_hub(name, revision, need), need)
-        return replace(checkpoint, name=name)
+        folder = hub.snapshot(name, revision, lambda folder: not _absent(folder, need))
+        return replace(_read(folder, need), name=name)
     if revision is not None:
         raise CheckpointError(
             f"The checkpoint {name!r} is a folder, which has no revision; {revision!r} was asked for. "
@@ -165,6 +164,31 @@ def load_model(checkpoint: Checkpoint, device: str, compute_dtype: str = "float3
     return model.to(device)
 
 
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load the fast tokenizer of a checkpoint, a ``transformers.PreTrainedTokenizerFast``.
+
+    Raises:
+        CheckpointError: there is none, or only a slow one, which cannot say where in the text a token lies.
+    """
+    import transformers
+
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False, use_fast=True
+            )
+    except Exception as error:  # whatever transformers, tokenizers or sentencepiece raise on files they cannot use
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint.name!r} cannot be loaded by transformers {transformers.__version__}: {error}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint.name!r} has only a slow tokenizer, which does not say where in the text a "
+            "token lies. Choose a checkpoint with a tokenizer.json."
+        )
+    return tokenizer
+
+
 @contextmanager
 def inference() -> Iterator[None]:
     """Run a model for its numbers: no gradients, and on a GPU float32 that is float32.
@@ -187,53 +211,6 @@ def _bundled(name: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(f"The checkpoint {name!r}", package, extra)
     return Path(next(iter(spec.submodule_search_locations))) / folder
-
-
-def _from_hub(name: str, revision: str | None, need: Sequence[str]) -> Path:
-    """Return the folder of a snapshot: on this machine, else downloaded; pickles only without safetensors."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    folder = Path()
-    for local, patterns in ((True, _FILES), (False, _FILES), (False, _FILES + _PICKLES)):
-        try:
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    name,
-                    revision=revision,
-                    allow_patterns=patterns,
-                    ignore_patterns=["*/*"],
-                    local_files_only=local,
-                )
-            )
-        except errors.HFValidationError:
-            raise CheckpointError(
-                f"{name!r} is neither a folder nor a name on the Hugging Face Hub (OWNER/MODEL). Check the spelling."
-            ) from None
-        except errors.GatedRepoError:
-            raise CheckpointError(
-                f"The checkpoint {name!r} is gated. Accept its terms at https://huggingface.co/{name}, then log in "
-                "with: hf auth login"
-            ) from None
-        except errors.RepositoryNotFoundError:
-            raise CheckpointError(
-                f"The Hugging Face Hub has no checkpoint {name!r}, or it is private, and there is no folder of that "
-                "name. Check the spelling; for a private one, log in with: hf auth login"
-            ) from None
-        except errors.RevisionNotFoundError:
-            raise CheckpointError(
-                f"The checkpoint {name!r} has no revision {revision!r}. See https://huggingface.co/{name}/commits."
-            ) from None
-        except Exception as error:  # the hub's client passes on whatever its transport raises
-            if local:
-                continue
-            raise CheckpointError(
-                f"The checkpoint {name!r} is not on this machine and cannot be downloaded ({_first_line(error)}). "
-                f"Where there is a network, run: hf download {name}. Or give the folder that it lies in."
-            ) from error
-        if not _absent(folder, need) or (not local and _weight_files(folder)):
-            return folder
-    return folder
 
 
 def _read(folder: Path, need: Sequence[str]) -> Checkpoint:
@@ -304,10 +281,6 @@ def file_sha256(path: Path) -> str:
         with path.open("rb") as file:
             _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _digests[key]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextmanager

@@ -1,0 +1,273 @@
+"""The one training loop: folds and candidates side by side, weights and candidates chosen on validation.
+
+Every member sees its own fold's training part only, in an order that depends on the seed and the fold. Each
+`eval_every` steps the members are scored on their validation parts, and each one's best weights are kept. At the
+end each fold takes the candidate that was best on its validation part, and scores its test part once.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from featcache.errors import ProtocolError
+from heads.folds import Fold
+from heads.head import Candidate, FitSettings, GradientHead, Inputs, OnProgress, Outcome, Task
+from heads.layers import LayerMix
+from heads.members import MemberAdamW, Members
+from heads.metrics import ua, wa
+
+_EVAL_BATCH = 256
+
+
+@dataclass
+class Member:
+    """One model: a fold with one candidate's settings.
+
+    Attributes:
+        fold: its fold.
+        settings: what was varied: learning rate, weight decay, layer.
+        train: ``(utterances,)`` positions of the training part.
+        validation: of the validation part.
+        test: of the test part.
+        best: best metric on validation so far.
+        best_step: the step it was reached at.
+        curve: see :class:`heads.head.Outcome`.
+    """
+
+    fold: Fold
+    settings: Mapping[str, Any]
+    train: torch.Tensor
+    validation: torch.Tensor
+    test: torch.Tensor
+    best: float = -math.inf
+    best_step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Result:
+    member: Member
+    validation: np.ndarray
+    test: np.ndarray
+    test_metric: float
+    state: Mapping[str, np.ndarray]
+    layer_weights: np.ndarray | None
+
+
+def fit(
+    head: GradientHead, task: Task, settings: FitSettings, on_progress: OnProgress = lambda *_: None
+) -> list[Outcome]:
+    """Train a head on every fold of a task.
+
+    Args:
+        head: the head.
+        task: the task.
+        settings: how to train.
+        on_progress: called with steps done and all steps.
+
+    Returns:
+        An outcome for each fold, in the order of the task.
+
+    Raises:
+        ProtocolError: a fold has no validation part to choose on.
+    """
+    empty = [fold.name for fold in task.folds if not fold.validation]
+    if empty:
+        raise ProtocolError(
+            f"Fold {empty[0]!r} has no validation part, and the head {head.kind()!r} chooses its weights on validation. "
+            "Give a validation share above 0."
+        )
+    inputs = head.inputs(task)
+    spec = task.stream(head.kind()).spec
+    variants = list(product(head.layers(len(spec.layers)), settings.learning_rate, settings.weight_decay))
+    members = [
+        _member(task, fold, {"layer": layer, "learning_rate": rate, "weight_decay": decay})
+        for fold in task.folds
+        for layer, rate, decay in variants
+    ]
+    groups = [members] if head.stacked else [[member] for member in members]
+    total = len(groups) * settings.steps
+    results: list[_Result] = []
+    for number, group in enumerate(groups):
+        before = number * settings.steps
+        results += _Job(head, task, settings, inputs, group).run(partial(_report, on_progress, before, total))
+    return [_outcome(fold, [result for result in results if result.member.fold is fold]) for fold in task.folds]
+
+
+def _report(on_progress: OnProgress, before: int, total: int, done: int) -> None:
+    on_progress(before + done, total)
+
+
+def _member(task: Task, fold: Fold, settings: Mapping[str, Any]) -> Member:
+    train, validation, test = (
+        torch.from_numpy(task.positions(part)) for part in (fold.train, fold.validation, fold.test)
+    )
+    return Member(fold, settings, train, validation, test)
+
+
+class _Job:
+    """Members that train side by side."""
+
+    def __init__(
+        self, head: GradientHead, task: Task, settings: FitSettings, inputs: Inputs, members: Sequence[Member]
+    ) -> None:
+        spec = task.stream(head.kind()).spec
+        self._task, self._settings, self._inputs, self._list = task, settings, inputs, list(members)
+        modules = []
+        for member in self._list:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(settings.seed)
+                module = head.module(len(spec.layers), spec.dim, len(task.classes))
+            head.prepare(module, inputs, member.train, member.settings["layer"])
+            modules.append(module.to(task.device))
+        self._mix = next((name for name, block in modules[0].named_modules() if isinstance(block, LayerMix)), None)
+        self._module = modules[0]
+        self._members = Members(modules)
+        self._labels = torch.from_numpy(task.labels).to(task.device)
+        layers = [member.settings["layer"] for member in self._list]
+        self._layers = None if layers[0] is None else torch.tensor(layers)
+        self._optimiser = MemberAdamW(
+            self._members.parameters,
+            torch.tensor([member.settings["learning_rate"] for member in self._list], device=task.device),
+            torch.tensor([member.settings["weight_decay"] for member in self._list], device=task.device),
+            settings.gradient_clip,
+        )
+        self._class_weights = torch.stack([self._weigh(member) for member in self._list])
+
+    def run(self, on_progress: Callable[[int], None]) -> list[_Result]:
+        """Train, and score validation and test with each member's best weights."""
+        settings = self._settings
+        best = self._members.copy()
+        orders = [_order(member, settings) for member in self._list]
+        losses = torch.zeros(len(self._list), device=self._labels.device)
+        since = waited = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # of dropout
+            for step in range(1, settings.steps + 1):
+                losses += self._step(torch.stack([next(order) for order in orders]))
+                since += 1
+                if step % settings.eval_every == 0 or step == settings.steps:
+                    better = self._evaluate(step, losses / since)
+                    self._members.keep(best, better)
+                    losses.zero_()
+                    since, waited = 0, 0 if better else waited + 1
+                    if settings.patience is not None and waited >= settings.patience:
+                        on_progress(settings.steps)
+                        break
+                on_progress(step)
+        self._members.load(best)
+        return [self._result(number) for number in range(len(self._list))]
+
+    def _step(self, indices: torch.Tensor) -> torch.Tensor:
+        """Take one optimiser step on ``(members, batch)`` utterances; return each member's loss, ``(members,)``."""
+        self._members.train(True)
+        labels = self._labels[indices.to(self._labels.device)]
+        logits = self._members(self._inputs.batch(indices, self._layers))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        weights = self._class_weights.gather(1, labels)
+        losses = (loss * weights).sum(1) / weights.sum(1)
+        losses.sum().backward()  # a member's loss has no gradient in another member
+        self._optimiser.step()
+        return losses.detach()
+
+    def _evaluate(self, step: int, losses: torch.Tensor) -> list[int]:
+        """Score every member on validation; return those that are better than ever."""
+        better = []
+        for number, member in enumerate(self._list):
+            value = _metric(
+                self._settings, self._probabilities(number, member.validation), self._truth(member.validation)
+            )
+            member.curve.append({"step": step, "loss": float(losses[number]), self._settings.select_by: value})
+            if value > member.best:
+                member.best, member.best_step = value, step
+                better.append(number)
+        return better
+
+    def _probabilities(self, number: int, positions: torch.Tensor) -> np.ndarray:
+        """Return ``(utterances, classes)`` float64 class probabilities of one member."""
+        self._members.train(False)
+        layers = None if self._layers is None else self._layers[number : number + 1]
+        logits = []
+        with torch.no_grad():
+            for chunk in positions.split(_EVAL_BATCH):
+                batch = self._inputs.batch(chunk[None], layers)
+                logits.append(self._members.one(number, tuple(item[0] for item in batch)))
+        return torch.softmax(torch.cat(logits).double(), dim=1).cpu().numpy()
+
+    def _truth(self, positions: torch.Tensor) -> np.ndarray:
+        return self._task.labels[positions.numpy()]
+
+    def _result(self, number: int) -> _Result:
+        member = self._list[number]
+        state = {name: value.detach().cpu().numpy().copy() for name, value in self._members.state(number).items()}
+        layer_weights = None
+        if self._mix is not None:
+            mix = self._module.get_submodule(self._mix)
+            alpha = self._members.state(number)[f"{self._mix}.alpha"]
+            with torch.no_grad():
+                layer_weights = torch.func.functional_call(mix, {"alpha": alpha}, (torch.eye(len(alpha))[None],))
+            layer_weights = layer_weights[0].cpu().numpy()
+        test = self._probabilities(number, member.test)
+        return _Result(
+            member,
+            self._probabilities(number, member.validation),
+            test,
+            _metric(self._settings, test, self._truth(member.test)),
+            state,
+            layer_weights,
+        )
+
+    def _weigh(self, member: Member) -> torch.Tensor:
+        """Return ``(classes,)`` weights of the loss."""
+        num_classes = len(self._task.classes)
+        counts = torch.bincount(self._labels.cpu()[member.train], minlength=num_classes).float()
+        weights = (
+            counts.sum() / (num_classes * counts.clamp(min=1)) if self._settings.balanced else torch.ones(num_classes)
+        )
+        return weights.to(self._labels.device)
+
+
+def _order(member: Member, settings: FitSettings) -> Iterator[torch.Tensor]:
+    """Yield batches, ``(batch,)`` positions, from one shuffled pass over the training part after another."""
+    key = f"{settings.seed} {member.fold.name}".encode()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()))
+    left = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(left) < settings.batch_size:
+            left = torch.cat([left, member.train[torch.randperm(len(member.train), generator=generator)]])
+        yield left[: settings.batch_size]
+        left = left[settings.batch_size :]
+
+
+def _metric(settings: FitSettings, probabilities: np.ndarray, truth: np.ndarray) -> float:
+    predicted = probabilities.argmax(axis=1)
+    return ua(truth, predicted) if settings.select_by == "ua" else wa(truth, predicted)
+
+
+def _outcome(fold: Fold, results: Sequence[_Result]) -> Outcome:
+    """Choose a fold's candidate on validation; the first of equals."""
+    chosen = max(results, key=lambda result: result.member.best)
+    return Outcome(
+        fold=fold.name,
+        test=chosen.test,
+        validation=chosen.validation,
+        chosen={**_named(chosen.member.settings), "step": chosen.member.best_step},
+        candidates=[
+            Candidate(_named(result.member.settings), result.member.best, result.test_metric) for result in results
+        ],
+        curve=chosen.member.curve,
+        weights=chosen.state,
+        layer_weights=chosen.layer_weights,
+    )
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}

@@ -1,0 +1,324 @@
+"""Folds: which utterances train, which choose, which are scored.
+
+A test part is a session, a speaker, the values of any manifest column, a corpus's own split, a random
+share, or what a file says. Validation is cut from the training part, never from test: 80/20 at random
+over utterances as SUPERB's emotion task does (https://arxiv.org/abs/2105.01051; here stratified by class,
+there not), or by whole speakers.
+
+Random choices are made by ranking ids by a keyed digest of each, so that a fold depends on the seed and on
+what is in the corpus, and not on the order of the manifest, the platform or the Python release.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, overload
+
+from featcache.errors import ManifestError, ProtocolError
+from featcache.files import canonical_json
+from featcache.manifest import COLUMNS, Utterance
+from heads.fold_files import PART_NAMES, natural_key, read_folds, save_folds
+from heads.protocol import ALLOWABLE, Fold, Problem, check_folds, shown
+
+__all__ = ["Fold", "FoldSet", "Problem", "check_folds", "make_folds", "natural_key", "read_folds", "save_folds"]
+
+KINDS: Mapping[str, str] = {
+    "session": "leave one session out",
+    "speaker": "leave one speaker out",
+    "split": "one fold, from the column 'split': train, validation (or dev), test",
+    "column:NAME": "leave out one value of a column",
+    "random:K": "K random folds, stratified by class; speaker-dependent",
+    "PATH": "a JSON file of folds, or a folder of EmoBox's lists",
+}
+"""The kinds of folds that `make_folds` knows, with what each does."""
+
+
+@dataclass(frozen=True)
+class FoldSet(Sequence[Fold]):
+    """Folds in natural order of their names, and what the protocol checks found.
+
+    Attributes:
+        folds: the folds.
+        kind: what they were asked for as.
+        problems: warnings, and errors that the caller allowed; see `leaks`.
+        num_unlabelled: utterances left out because they have no label.
+    """
+
+    folds: tuple[Fold, ...]
+    kind: str
+    problems: tuple[Problem, ...] = ()
+    num_unlabelled: int = 0
+
+    @property
+    def leaks(self) -> tuple[Problem, ...]:
+        """Errors that the caller allowed; a report has to show them."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @property
+    def speaker_independent(self) -> bool:
+        """Whether every speaker is known and none is on both sides of a split."""
+        return not any(problem.name in ("speaker", "no-speaker") for problem in self.problems)
+
+    @overload
+    def __getitem__(self, index: int) -> Fold: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Fold, ...]: ...
+    def __getitem__(self, index: int | slice) -> Fold | tuple[Fold, ...]:
+        """Return the fold at a position, or a tuple of them for a slice."""
+        return self.folds[index]
+
+    def __len__(self) -> int:
+        return len(self.folds)
+
+    def __iter__(self) -> Iterator[Fold]:
+        return iter(self.folds)
+
+
+def make_folds(
+    utterances: Iterable[Utterance],
+    kind: str | Path,
+    *,
+    validation: float = 0.2,
+    validation_by: Literal["utterance", "speaker"] = "utterance",
+    seed: int = 0,
+    allow: Collection[str] = (),
+    drop_unlabelled: bool = False,
+) -> FoldSet:
+    """Divide a corpus into folds, and check them.
+
+    Args:
+        utterances: the corpus, such as a `Manifest`.
+        kind: one of `KINDS`: ``session``, ``speaker``, ``split``, ``column:NAME``, ``random:K``, or the path
+            of a folds file.
+        validation: share of each training part that becomes validation, 0 to below 1, where the folds do not
+            bring a validation part of their own; 0 cuts none.
+        validation_by: ``utterance`` cuts at random, stratified by class, and leaves every class in train;
+            ``speaker`` cuts whole speakers, at least one, such that every class stays in train, and prefers
+            speakers that bring every class to validation.
+        seed: of the random choices.
+        allow: names of errors to let pass, of `heads.protocol.ALLOWABLE`; they stay in `FoldSet.problems`.
+            ``random:K`` allows ``speaker`` by itself: who asks for it asks for speaker-dependent folds.
+        drop_unlabelled: leave utterances without a label out, and count them, instead of refusing.
+
+    Returns:
+        The folds. Each part of a fold made here is sorted by id; parts from a file keep its order.
+
+    Raises:
+        ProtocolError: a kind, column or file that does not fit; unlabelled utterances; a leak that is not
+            allowed, or any other error of `check_folds`.
+    """
+    allowed = _allowed(allow, str(kind))
+    _check_validation(validation, validation_by)
+    corpus, unlabelled = _labelled(utterances, drop_unlabelled)
+    folds = _divide(corpus, kind, seed, unlabelled)
+    problems: list[Problem] = []
+    if "unknown" in allowed:
+        problems = [problem for problem in check_folds(folds, corpus) if problem.name == "unknown"]
+        known = {utterance.id for utterance in corpus}
+        folds = [_without({name for ids in fold.parts.values() for name in ids} - known, fold) for fold in folds]
+    if validation > 0:
+        folds = [fold if fold.validation else _cut(fold, corpus, validation, validation_by, seed) for fold in folds]
+    problems += check_folds(folds, corpus)
+    errors = [problem for problem in problems if problem.severity == "error" and problem.name not in allowed]
+    if errors:
+        raise ProtocolError(_refusal(str(kind), errors))
+    return FoldSet(tuple(folds), str(kind), tuple(problems), len(unlabelled))
+
+
+def _allowed(allow: Collection[str], kind: str) -> frozenset[str]:
+    names = frozenset([allow] if isinstance(allow, str) else allow)
+    unknown = sorted(names - set(ALLOWABLE))
+    if unknown:
+        raise ProtocolError(f"Nothing called {shown(unknown)} can be allowed. What can: {', '.join(ALLOWABLE)}.")
+    return names | {"speaker"} if kind.startswith("random:") else names
+
+
+def _check_validation(validation: float, validation_by: str) -> None:
+    if not 0 <= validation < 1:
+        hint = f" For {validation:g} % say {validation / 100:g}." if 1 < validation < 100 else ""
+        raise ProtocolError(f"The validation share must be at least 0 and below 1, got {validation!r}.{hint}")
+    if validation_by not in ("utterance", "speaker"):
+        raise ProtocolError(f"Validation is cut by 'utterance' or by 'speaker', not by {validation_by!r}.")
+
+
+def _labelled(utterances: Iterable[Utterance], drop: bool) -> tuple[list[Utterance], frozenset[str]]:
+    """Return the labelled utterances sorted by id, and the ids of the others."""
+    everything = sorted(utterances, key=lambda utterance: utterance.id)
+    for one, other in pairwise(everything):
+        if one.id == other.id:
+            raise ManifestError(f"The id {one.id!r} occurs more than once. Every utterance needs an id of its own.")
+    unlabelled = [utterance.id for utterance in everything if not utterance.label]
+    if unlabelled and not drop:
+        raise ProtocolError(
+            f"{len(unlabelled)} of {len(everything)} utterances have no label ({shown(unlabelled)}), so they can "
+            "neither train nor be scored. Take them out of the manifest, or set drop_unlabelled to leave them out here."
+        )
+    labelled = [utterance for utterance in everything if utterance.label]
+    if not labelled:
+        raise ProtocolError("There is no labelled utterance to make folds of.")
+    return labelled, frozenset(unlabelled)
+
+
+def _divide(corpus: Sequence[Utterance], kind: str | Path, seed: int, unlabelled: frozenset[str]) -> list[Fold]:
+    """Return folds in natural order, without a validation part unless the kind brings one."""
+    name, _, argument = str(kind).partition(":")
+    if kind in ("session", "speaker"):
+        return _leave_one_out(corpus, name)
+    if kind == "split":
+        return [_own_split(corpus)]
+    if name == "column" and argument:
+        return _leave_one_out(corpus, argument)
+    if name == "random" and argument:
+        return _random(corpus, argument, seed)
+    if isinstance(kind, Path) or kind.endswith(".json") or Path(kind).exists():
+        folds = read_folds(kind, {utterance.id for utterance in corpus})
+        return [_without(unlabelled, fold) for fold in folds]
+    kinds = "; ".join(f"{known}: {meaning}" for known, meaning in KINDS.items())
+    raise ProtocolError(f"There are no folds of the kind {kind!r}, and no such file. Kinds are: {kinds}.")
+
+
+def _without(left_out: Set[str], fold: Fold) -> Fold:
+    parts = {part: tuple(name for name in ids if name not in left_out) for part, ids in fold.parts.items()}
+    return Fold(fold.name, parts["train"], parts["validation"], parts["test"])
+
+
+def _groups(corpus: Sequence[Utterance], column: str) -> dict[str, list[str]]:
+    """Return ids by the value of a column, as text.
+
+    Raises:
+        ProtocolError: utterances without a value.
+    """
+    groups: dict[str, list[str]] = {}
+    missing: list[str] = []
+    for utterance in corpus:
+        value = utterance.column(column)
+        if value is None or not str(value).strip():
+            missing.append(utterance.id)
+        else:
+            groups.setdefault(str(value), []).append(utterance.id)
+    if not groups:
+        extra = sorted({name for utterance in corpus for name in utterance.extra})
+        exist = [name for name in COLUMNS if any(utterance.column(name) is not None for utterance in corpus)] + extra
+        raise ProtocolError(f"No utterance has the column {column!r}. Columns that exist: {', '.join(exist)}.")
+    if missing:
+        raise ProtocolError(
+            f"{len(missing)} of {len(corpus)} utterances have no {column!r} ({shown(missing)}). "
+            "Fill the column in, or take them out of the manifest."
+        )
+    return groups
+
+
+def _leave_one_out(corpus: Sequence[Utterance], column: str) -> list[Fold]:
+    groups = _groups(corpus, column)
+    if len(groups) < 2:
+        value = next(iter(groups))
+        raise ProtocolError(
+            f"All utterances have the same {column!r}, {value!r}: leaving it out leaves no training part."
+        )
+    folds: list[Fold] = []
+    for value in sorted(groups, key=natural_key):
+        test = frozenset(groups[value])
+        train = tuple(utterance.id for utterance in corpus if utterance.id not in test)
+        folds.append(Fold(value, train, (), tuple(groups[value])))
+    return folds
+
+
+def _own_split(corpus: Sequence[Utterance]) -> Fold:
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for value, ids in _groups(corpus, "split").items():
+        part = PART_NAMES.get(value.strip().lower())
+        if part is None:
+            raise ProtocolError(
+                f"The column 'split' has the value {value!r} ({len(ids)} utterances, such as {ids[0]!r}). "
+                f"Known: {', '.join(PART_NAMES)}."
+            )
+        parts[part] = sorted(parts[part] + ids)
+    return Fold("split", tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
+
+
+def _random(corpus: Sequence[Utterance], argument: str, seed: int) -> list[Fold]:
+    num_folds = int(argument) if argument.isdecimal() else 0
+    if not 2 <= num_folds <= len(corpus):
+        raise ProtocolError(
+            f"'random:K' needs a whole number K from 2 to the number of utterances ({len(corpus)}), got {argument!r}."
+        )
+    rank = _ranking(seed, "random")
+    # Dealt like cards, class after class: each class, and the whole, is spread evenly to within one.
+    dealt = sorted(corpus, key=lambda utterance: (str(utterance.label), rank(utterance.id)))
+    folds: list[Fold] = []
+    for index in range(num_folds):
+        test = {utterance.id for utterance in dealt[index::num_folds]}
+        train = tuple(utterance.id for utterance in corpus if utterance.id not in test)
+        folds.append(Fold(str(index + 1), train, (), tuple(sorted(test))))
+    return folds
+
+
+def _ranking(seed: int, *purpose: str) -> Callable[[str], bytes]:
+    """Return a function that gives each text a place in a random order of its own seed and purpose."""
+    key = blake2b(canonical_json([seed, *purpose])).digest()
+    return lambda text: blake2b(text.encode("utf-8"), digest_size=16, key=key).digest()
+
+
+def _cut(fold: Fold, corpus: Sequence[Utterance], share: float, by: str, seed: int) -> Fold:
+    """Return the fold with a share of its training part moved to validation."""
+    inside = set(fold.train)
+    train = [utterance for utterance in corpus if utterance.id in inside]
+    if not train:
+        return fold  # check_folds says so
+    rank = _ranking(seed, "validation", fold.name)
+    chosen = _choose_utterances(train, share, rank) if by == "utterance" else _choose_speakers(train, share, rank, fold)
+    left = tuple(name for name in fold.train if name not in chosen)
+    return replace(fold, train=left, validation=tuple(name for name in fold.train if name in chosen))
+
+
+def _choose_utterances(train: Sequence[Utterance], share: float, rank: Callable[[str], bytes]) -> set[str]:
+    classes: dict[str | None, list[str]] = {}
+    for utterance in train:
+        classes.setdefault(utterance.label, []).append(utterance.id)
+    chosen: set[str] = set()
+    for ids in classes.values():
+        # At least one of each class where there are two, and never all of it.
+        count = min(len(ids) - 1, max(1, math.floor(share * len(ids) + 0.5)))
+        chosen.update(sorted(ids, key=rank)[:count])
+    return chosen
+
+
+def _choose_speakers(train: Sequence[Utterance], share: float, rank: Callable[[str], bytes], fold: Fold) -> set[str]:
+    heard: dict[str, set[str | None]] = {}
+    for utterance in train:
+        if not utterance.speaker:
+            raise ProtocolError(
+                f"{utterance.id!r} has no speaker, so validation cannot be cut by speaker. Cut it by utterance."
+            )
+        heard.setdefault(utterance.speaker, set()).add(utterance.label)
+    classes = set().union(*heard.values())
+    chosen: list[str] = []
+    left = sorted(heard, key=rank)
+    for _ in range(max(1, math.floor(share * len(heard) + 0.5))):
+        covered = set().union(*(heard[speaker] for speaker in chosen))
+        spare = [one for one in left if set().union(*(heard[other] for other in left if other != one)) == classes]
+        if not spare:
+            break
+        # max() keeps the first of equals, so the random order decides between speakers of the same use.
+        chosen.append(max(spare, key=lambda speaker: len(heard[speaker] - covered)))
+        left.remove(chosen[-1])
+    if not chosen:
+        raise ProtocolError(
+            f"fold {fold.name!r}: none of the {len(heard)} speakers in train can move to validation without taking "
+            "a class out of train. Cut validation by utterance."
+        )
+    return {utterance.id for utterance in train if utterance.speaker in chosen}
+
+
+def _refusal(kind: str, errors: Sequence[Problem]) -> str:
+    lines = [str(problem) for problem in errors[:10]]
+    if len(errors) > 10:
+        lines.append(f"and {len(errors) - 10} more")
+    nameable = sorted({problem.name for problem in errors if problem.name in ALLOWABLE})
+    if nameable:
+        meanings = "; ".join(f"{name!r} ({ALLOWABLE[name]})" for name in nameable)
+        lines.append(f"Choose other folds, or allow by name what is meant: {meanings}.")
+    return f"The folds {kind!r} cannot give a meaningful result:\n  " + "\n  ".join(lines)

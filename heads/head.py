@@ -1,0 +1,270 @@
+"""The contract of a head: what it reads from a cache, and how it learns.
+
+A head is a frozen dataclass; its fields are its settings. Most heads are gradient heads: they give a module,
+and the one loop of :mod:`heads.fit` trains it. Others, such as a support vector machine, train themselves.
+Nothing is ever chosen on test data: settings with several values are chosen on validation, fold by fold.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcache.cache import CachedStream
+from featcache.errors import ConfigError, UnknownNameError
+from featcache.view import View
+from heads.folds import Fold
+from heads.layers import Standardise
+
+OnProgress = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How gradient heads train. Settings with several values are candidates, chosen on validation fold by fold.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: utterances in a batch.
+        learning_rate: of Adam; one or several.
+        weight_decay: decoupled (AdamW); one or several.
+        gradient_clip: largest norm of a model's gradient; None is no bound.
+        eval_every: steps between evaluations on validation; the best one's weights are kept.
+        patience: stop after so many evaluations in a row without a better one; None never stops early.
+        select_by: metric on validation that chooses weights and candidates: ``"ua"`` or ``"wa"``.
+        balanced: weigh classes by the inverse of their frequency in train.
+        seed: of initial weights and of the order of batches.
+    """
+
+    steps: int = 2000
+    batch_size: int = 32
+    learning_rate: tuple[float, ...] = (1e-3,)
+    weight_decay: tuple[float, ...] = (0.0,)
+    gradient_clip: float | None = 1.0
+    eval_every: int = 50
+    patience: int | None = None
+    select_by: Literal["ua", "wa"] = "ua"
+    balanced: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.learning_rate or min(self.learning_rate) <= 0:
+            raise ConfigError(f"learning_rate needs one or more positive numbers, got {self.learning_rate}.")
+        if not self.weight_decay or min(self.weight_decay) < 0:
+            raise ConfigError(f"weight_decay needs one or more numbers, 0 or more, got {self.weight_decay}.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learnt: labelled utterances, their features, and the folds.
+
+    Attributes:
+        streams: cached streams by the name the user gave them.
+        ids: utterances.
+        labels: ``(utterances,)`` int64, positions in `classes`.
+        classes: class names, in order.
+        folds: the folds.
+        device: where training runs.
+    """
+
+    streams: Mapping[str, CachedStream]
+    ids: Sequence[str]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    folds: Sequence[Fold]
+    device: str = "cpu"
+    _positions: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_positions", {name: index for index, name in enumerate(self.ids)})
+
+    def positions(self, ids: Sequence[str]) -> np.ndarray:
+        """Return where utterances stand in :attr:`ids`, ``(utterances,)`` int64."""
+        return np.array([self._positions[name] for name in ids], np.int64)
+
+    def stream(self, head: str) -> CachedStream:
+        """Return the stream of a head that reads exactly one.
+
+        Raises:
+            ConfigError: there are none, or several.
+        """
+        if len(self.streams) != 1:
+            raise ConfigError(f"The head {head!r} reads one stream, got {', '.join(self.streams) or 'none'}.")
+        return next(iter(self.streams.values()))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting that was tried in one fold.
+
+    Attributes:
+        settings: what was varied.
+        validation: metric on validation that it could be chosen by; NaN where nothing was chosen.
+        test: the same metric on test, for readers of the report; nothing is chosen by it.
+    """
+
+    settings: Mapping[str, Any]
+    validation: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one fold gave.
+
+    Attributes:
+        fold: its name.
+        test: class probabilities of the fold's test part, ``(utterances, classes)``.
+        validation: the same of its validation part.
+        chosen: settings chosen on validation.
+        candidates: everything that was tried.
+        curve: for each evaluation: ``step``, ``loss`` on train since the last one, and the metric on validation.
+        weights: learned arrays by name; empty where a head has none that can be stored.
+        layer_weights: what each layer contributes, ``(layers,)``, sums to 1; None where the head has no mix.
+    """
+
+    fold: str
+    test: np.ndarray
+    validation: np.ndarray
+    chosen: Mapping[str, Any]
+    candidates: Sequence[Candidate]
+    curve: Sequence[Mapping[str, float]] = ()
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    layer_weights: np.ndarray | None = None
+
+
+class Head(ABC):
+    """A head. Subclasses are frozen dataclasses whose fields are the settings.
+
+    Attributes:
+        title: one line for listings.
+        tier: what it reads of a stream.
+    """
+
+    title: ClassVar[str]
+    tier: ClassVar[Literal["frames", "stats"]]
+
+    @classmethod
+    def kind(cls) -> str:
+        """Return the public name: the stem of the plug-in's file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def train(self, task: Task, settings: FitSettings, on_progress: OnProgress) -> list[Outcome]:
+        """Train on every fold.
+
+        Raises:
+            ConfigError: the head cannot read these streams.
+        """
+
+
+class Inputs(ABC):
+    """Features of all utterances of a task, as tensors for modules."""
+
+    @abstractmethod
+    def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Return what modules take, for several members at once.
+
+        Args:
+            indices: ``(members, batch)`` positions in the task's ids.
+            layers: ``(members,)`` the one layer each member reads; None is all layers.
+
+        Returns:
+            Tensors whose first two axes are members and batch.
+        """
+
+
+InputsT = TypeVar("InputsT", bound=Inputs)
+
+
+class GradientHead(Head, Generic[InputsT]):
+    """A head that is a module, trained by :func:`heads.fit.fit`.
+
+    Attributes:
+        stacked: whether members (folds, candidates) train side by side as one job, by ``torch.vmap``. A module
+            with recurrent layers or batch norm trains alone.
+    """
+
+    stacked: ClassVar[bool]
+
+    @abstractmethod
+    def inputs(self, task: Task) -> InputsT:
+        """Return the features the module reads."""
+
+    @abstractmethod
+    def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
+        """Return a fresh module: takes what :meth:`Inputs.batch` gives for one member, returns logits.
+
+        Args:
+            num_layers: layers of the stream.
+            dim: size of a frame.
+            num_classes: number of classes.
+        """
+
+    def layers(self, num_layers: int) -> Sequence[int | None]:
+        """Return the layers to try, one candidate each; None is all layers together."""
+        return [None]
+
+    def prepare(self, module: nn.Module, inputs: InputsT, train: torch.Tensor, layer: int | None) -> None:
+        """Set what a module takes from its training part before training, such as means; nothing by default."""
+
+    def train(self, task: Task, settings: FitSettings, on_progress: OnProgress) -> list[Outcome]:
+        """Train on every fold."""
+        from heads.fit import fit
+
+        return fit(self, task, settings, on_progress)
+
+
+class StatsInputs(Inputs):
+    """The stats tier: ``(utterances, layers, dim)`` of the mean, or of mean and standard deviation joined."""
+
+    def __init__(self, view: View, with_std: bool) -> None:
+        mean, std = view.stats()
+        self.values = torch.cat([mean, std], dim=-1) if with_std else mean
+
+    def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Return ``(members, batch, layers, dim)``, or ``(members, batch, dim)`` of one layer each."""
+        indices = indices.to(self.values.device)
+        if layers is None:
+            return (self.values[indices],)
+        return (self.values[indices, layers.to(self.values.device)[:, None]],)
+
+    def standardise(self, module: Standardise, train: torch.Tensor, layer: int | None) -> None:
+        """Give a module the mean and standard deviation over a training part, of one layer or of each."""
+        [values] = self.batch(train[None], None if layer is None else torch.tensor([layer]))
+        std, mean = torch.std_mean(values[0], dim=0, correction=0)
+        module.set_from(mean, std)
+
+
+class FrameInputs(Inputs):
+    """Whole utterances, padded: ``(1, batch, layers, frames, dim)`` and lengths ``(1, batch)``; one member only."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Return frames and lengths of the one member's batch."""
+        frames, lengths = self.view.padded(indices[0])
+        return frames[None], lengths[None]
+
+
+def chosen_layers(layer: int | str, num_layers: int, head: str) -> list[int]:
+    """Return the layers that a setting ``layer`` means: one, counted from the end when negative, or each.
+
+    Raises:
+        UnknownNameError: no such layer.
+    """
+    if layer == "each":
+        return list(range(num_layers))
+    number = int(layer)
+    if not -num_layers <= number < num_layers:
+        raise UnknownNameError(f"layer for {head}", layer, ["each", *range(num_layers)])
+    return [number % num_layers]

@@ -1,0 +1,55 @@
+"""Blocks that several heads share; each exists once."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+class LayerMix(nn.Module):
+    """A learned weighted average over layers.
+
+    ``"softmax"`` weights are SUPERB's (Yang et al. 2021, s3prl's Featurizer): softmax of free parameters that start
+    at 0. ``"ratio"`` weights are Makiuchi et al. 2021, Eq. 1: free parameters that start at 1, divided by their sum.
+    Both start as the plain mean.
+    """
+
+    def __init__(self, num_layers: int, weighting: Literal["softmax", "ratio"] = "softmax") -> None:
+        super().__init__()
+        self.weighting = weighting
+        self.alpha = nn.Parameter(torch.zeros(num_layers) if weighting == "softmax" else torch.ones(num_layers))
+
+    def weights(self) -> torch.Tensor:
+        """Return ``(layers,)`` weights that sum to 1."""
+        return torch.softmax(self.alpha, 0) if self.weighting == "softmax" else self.alpha / self.alpha.sum()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Average ``(batch, layers, ...)`` to ``(batch, ...)``."""
+        return torch.einsum("l,bl...->b...", self.weights(), hidden)
+
+
+class Standardise(nn.Module):
+    """Subtract the mean and divide by the standard deviation of a training part; the identity until it is set."""
+
+    centre: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+
+    def set_from(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Take mean and standard deviation; dimensions that do not vary are only centred."""
+        self.centre.copy_(mean)
+        self.scale.copy_(torch.where(std > 0, std, 1.0))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Standardise ``(..., *shape)``."""
+        return (values - self.centre) / self.scale
+
+
+def masked_mean(frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Average ``(batch, frames, dim)`` over each utterance's own frames to ``(batch, dim)``; padding has no part."""
+    inside = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
+    return (frames * inside[..., None]).sum(1) / lengths[:, None]

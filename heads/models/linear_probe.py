@@ -1,0 +1,55 @@
+"""Linear probe: one linear layer on the mean (and standard deviation) over time of one layer.
+
+The usual probe of what a layer holds (Alain & Bengio 2017). Exact from the stats tier, since it is linear up to
+its pooling.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from featcache.view import View
+from heads.head import GradientHead, StatsInputs, Task, chosen_layers
+from heads.layers import Standardise
+
+
+@dataclass(frozen=True)
+class LinearProbe(GradientHead[StatsInputs]):
+    """A linear classifier of one layer's stats.
+
+    Attributes:
+        layer: the layer read: a position, negative from the end, or ``"each"`` to train a probe on every layer and
+            choose on validation.
+        std: read the standard deviation over time beside the mean.
+        standardise: give every dimension the mean 0 and standard deviation 1 of the training part.
+    """
+
+    title: ClassVar[str] = "one linear layer on the stats of one layer, or of each"
+    tier: ClassVar[Literal["frames", "stats"]] = "stats"
+    stacked: ClassVar[bool] = True
+
+    layer: int | Literal["each"] = "each"
+    std: bool = False
+    standardise: bool = True
+
+    def inputs(self, task: Task) -> StatsInputs:
+        """Return the stats."""
+        return StatsInputs(View(task.stream(self.kind()), task.ids, device=task.device), self.std)
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Return the layers to try."""
+        return chosen_layers(self.layer, num_layers, "linear_probe")
+
+    def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
+        """Return a fresh probe: ``(batch, dim)`` to logits ``(batch, classes)``."""
+        size = dim * (2 if self.std else 1)
+        return nn.Sequential(Standardise(size), nn.Linear(size, num_classes))
+
+    def prepare(self, module: nn.Module, inputs: StatsInputs, train: torch.Tensor, layer: int | None) -> None:
+        """Take the training part's mean and standard deviation."""
+        block = module.get_submodule("0")
+        if self.standardise and isinstance(block, Standardise):
+            inputs.standardise(block, train, layer)

@@ -1,0 +1,58 @@
+"""Mean pooling over frames behind a nonlinear layer: what the stats tier cannot give.
+
+A learned layer average, a projection with ReLU and dropout on every frame (or token), the mean over each
+utterance's own frames, and a linear layer. Padding changes no score.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from featcache.view import View
+from heads.head import FrameInputs, GradientHead, Task
+from heads.layers import LayerMix, masked_mean
+
+
+@dataclass(frozen=True)
+class MeanPool(GradientHead[FrameInputs]):
+    """A frame-wise projection, averaged over time.
+
+    Attributes:
+        projector_dim: width of the projection.
+        dropout: share of the projection's outputs set to 0 in training.
+        weighting: ``"softmax"`` as SUPERB, ``"ratio"`` as Makiuchi et al. 2021, Eq. 1.
+    """
+
+    title: ClassVar[str] = "layer average, frame-wise projection with ReLU, mean over time, linear"
+    tier: ClassVar[Literal["frames", "stats"]] = "frames"
+    stacked: ClassVar[bool] = False
+
+    projector_dim: int = 256
+    dropout: float = 0.2
+    weighting: Literal["softmax", "ratio"] = "softmax"
+
+    def inputs(self, task: Task) -> FrameInputs:
+        """Return the frames."""
+        return FrameInputs(View(task.stream(self.kind()), task.ids, device=task.device))
+
+    def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
+        """Return a fresh module."""
+        return MeanPoolModule(self, num_layers, dim, num_classes)
+
+
+class MeanPoolModule(nn.Module):
+    """The network of :class:`MeanPool`."""
+
+    def __init__(self, settings: MeanPool, num_layers: int, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.mix = LayerMix(num_layers, settings.weighting)
+        self.project = nn.Sequential(nn.Linear(dim, settings.projector_dim), nn.ReLU(), nn.Dropout(settings.dropout))
+        self.classify = nn.Linear(settings.projector_dim, num_classes)
+
+    def forward(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Map ``(batch, layers, frames, dim)`` and ``(batch,)`` frame counts to logits ``(batch, classes)``."""
+        frames = self.project(self.mix(hidden))  # (batch, frames, projector_dim)
+        logits: torch.Tensor = self.classify(masked_mean(frames, lengths))
+        return logits

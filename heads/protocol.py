@@ -1,0 +1,248 @@
+"""What makes a set of folds worth a number: checks for leaks and for folds that cannot be scored.
+
+A problem is an *error* when a result would be meaningless or not what it claims: a speaker, an
+utterance or a recording on both sides of a split, a class that is tested but never trained, an
+empty part. It is a *warning* when a result stands but is to be read with care. Errors named in
+:data:`ALLOWABLE` are sometimes what a user wants (EmoBox's EMO-DB folds share all ten speakers);
+they pass when the user names them, and stay on record.
+
+The checks know what the manifest says. Two copies of one recording under different file names, or
+one person under two speaker names, are not visible here.
+"""
+
+import math
+import os
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+from featcache.manifest import Utterance
+
+ALLOWABLE: Mapping[str, str] = {
+    "speaker": "a speaker is on both sides of a split: the result is speaker-dependent",
+    "recording": "a stretch of audio is on both sides of a split",
+    "class": "a class is tested but never trained",
+    "unknown": "the folds name utterances that the manifest lacks, which are left out",
+}
+"""Errors that a caller can allow by name, and what it means to do so."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One division of a corpus.
+
+    Attributes:
+        name: unique in its set; the group that is tested, where there is one.
+        train: ids that weights are fitted on.
+        validation: ids that anything is chosen on (epoch, setting, fusion weight); may be empty.
+        test: ids that are scored, and nothing else.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The three parts by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding about a set of folds.
+
+    Attributes:
+        name: its kind: ``speaker``, ``recording``, ``class``, ``utterance``, ``unknown``, ``empty``, ``name``,
+            ``no-speaker``, ``retested`` or ``unused``.
+        severity: ``error`` or ``warning``.
+        fold: the fold it was found in, or None when it is about all of them.
+        text: what was found, in words.
+    """
+
+    name: str
+    severity: Literal["error", "warning"]
+    fold: str | None
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.fold is None else f"fold {self.fold!r}: {self.text}"
+
+
+def check_folds(folds: Sequence[Fold], utterances: Iterable[Utterance]) -> list[Problem]:
+    """Return everything that is wrong or doubtful about folds over a corpus; an empty list is a clean bill.
+
+    Args:
+        folds: the folds, in any number.
+        utterances: the corpus they divide, such as a `Manifest`.
+
+    Returns:
+        Errors and warnings, those about all folds first, then fold by fold.
+    """
+    corpus = {utterance.id: utterance for utterance in utterances}
+    named = [corpus[name] for name in sorted({name for fold in folds for name in _ids(fold)}) if name in corpus]
+    classes = sorted({utterance.label for utterance in named if utterance.label is not None})
+    spans = _shared_spans(named)
+    problems = _check_set(folds, corpus, named)
+    for fold in folds:
+        problems += _check_parts(fold, corpus)
+        problems += _check_speakers(fold, corpus)
+        problems += _check_recordings(fold, spans)
+        problems += _check_classes(fold, corpus, classes)
+    return problems
+
+
+def shown(items: Sequence[str], limit: int = 3) -> str:
+    """Return the first few of a list, for a message."""
+    text = ", ".join(repr(item) for item in items[:limit])
+    return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
+
+
+def _ids(fold: Fold) -> tuple[str, ...]:
+    return fold.train + fold.validation + fold.test
+
+
+def _known(names: Iterable[str], corpus: Mapping[str, Utterance]) -> list[Utterance]:
+    return [corpus[name] for name in names if name in corpus]
+
+
+def _check_set(folds: Sequence[Fold], corpus: Mapping[str, Utterance], named: Sequence[Utterance]) -> list[Problem]:
+    problems: list[Problem] = []
+    if not folds:
+        problems.append(Problem("empty", "error", None, "there is no fold"))
+    twice = sorted(name for name, count in Counter(fold.name for fold in folds).items() if count > 1)
+    if twice:
+        problems.append(Problem("name", "error", None, f"several folds are called {shown(twice)}"))
+    nameless = [utterance.id for utterance in named if not utterance.speaker]
+    if nameless:
+        text = (
+            f"{len(nameless)} of {len(named)} utterances have no speaker ({shown(nameless)}), "
+            "so speaker independence cannot be checked; add the column 'speaker'"
+        )
+        problems.append(Problem("no-speaker", "warning", None, text))
+    tests = Counter(name for fold in folds for name in set(fold.test))
+    retested = sorted(name for name, count in tests.items() if count > 1)
+    if retested:
+        text = f"{len(retested)} utterances are tested in more than one fold ({shown(retested)})"
+        problems.append(Problem("retested", "warning", None, text + "; pooled results count them again"))
+    used = {utterance.id for utterance in named}
+    unused = sorted(name for name in corpus if name not in used)
+    if unused and folds:
+        text = f"{len(unused)} of {len(corpus)} utterances are in no fold ({shown(unused)})"
+        problems.append(Problem("unused", "warning", None, text))
+    return problems
+
+
+def _check_parts(fold: Fold, corpus: Mapping[str, Utterance]) -> list[Problem]:
+    problems: list[Problem] = []
+    counts = Counter(_ids(fold))
+    unknown = sorted(name for name in counts if name not in corpus)
+    if unknown:
+        text = f"{len(unknown)} ids are not in the manifest ({shown(unknown)})"
+        problems.append(Problem("unknown", "error", fold.name, text))
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        first = " and ".join(part for part, names in fold.parts.items() for name in names if name == twice[0])
+        text = f"{len(twice)} utterances are listed more than once, such as {twice[0]!r} (in {first})"
+        problems.append(Problem("utterance", "error", fold.name, text))
+    for part in ("train", "test"):
+        if not fold.parts[part]:
+            problems.append(Problem("empty", "error", fold.name, f"{part} is empty"))
+    if not fold.validation:
+        text = "validation is empty, so nothing may be chosen: no epoch, setting or weight"
+        problems.append(Problem("empty", "warning", fold.name, text))
+    return problems
+
+
+def _check_speakers(fold: Fold, corpus: Mapping[str, Utterance]) -> list[Problem]:
+    problems: list[Problem] = []
+    tested = Counter(utterance.speaker for utterance in _known(fold.test, corpus) if utterance.speaker)
+    for part in ("train", "validation"):
+        heard = Counter(utterance.speaker for utterance in _known(fold.parts[part], corpus) if utterance.speaker)
+        both = sorted(speaker for speaker in tested if speaker in heard)
+        if both:
+            text = (
+                f"{len(both)} speakers are in {part} and in test, such as {both[0]!r} "
+                f"({heard[both[0]]} and {tested[both[0]]} utterances)"
+            )
+            problems.append(Problem("speaker", "error", fold.name, text))
+    return problems
+
+
+class _Span(NamedTuple):
+    audio: str
+    start_s: float
+    end_s: float
+
+
+def _shared_spans(utterances: Sequence[Utterance]) -> dict[str, _Span]:
+    """Return by id where an utterance lies, for those whose recording holds others as well."""
+    spans = {
+        utterance.id: _Span(
+            os.path.normpath(utterance.audio),
+            utterance.start_s or 0.0,
+            math.inf if utterance.end_s is None else utterance.end_s,
+        )
+        for utterance in utterances
+        if utterance.audio is not None
+    }
+    counts = Counter(span.audio for span in spans.values())
+    return {name: span for name, span in spans.items() if counts[span.audio] > 1}
+
+
+def _check_recordings(fold: Fold, spans: Mapping[str, _Span]) -> list[Problem]:
+    problems: list[Problem] = []
+    for left, right in (("train", "test"), ("validation", "test"), ("train", "validation")):
+        # An utterance in both parts is reported by _check_parts; here it would only repeat it.
+        names = set(fold.parts[left])
+        others = [name for name in fold.parts[right] if name not in names]
+        pairs = _overlaps({name: spans[name] for name in names if name in spans}, others, spans)
+        if pairs:
+            first = f"{pairs[0][1]!r} and {pairs[0][0]!r}"
+            text = f"{len(pairs)} utterances of {right} share audio with {left}, such as {first}"
+            problems.append(Problem("recording", "error" if right == "test" else "warning", fold.name, text))
+    return problems
+
+
+def _overlaps(left: Mapping[str, _Span], right: Iterable[str], spans: Mapping[str, _Span]) -> list[tuple[str, str]]:
+    """Return, for each utterance of `right` that shares audio with one of `left`, the ids of such a pair."""
+    recordings: dict[str, list[tuple[float, float, str]]] = {}
+    for name, span in left.items():
+        recordings.setdefault(span.audio, []).append((span.start_s, span.end_s, name))
+    starts: dict[str, list[float]] = {}
+    furthest: dict[str, list[tuple[float, str]]] = {}
+    for audio, pieces in recordings.items():
+        pieces.sort()
+        starts[audio] = [start for start, _, _ in pieces]
+        furthest[audio] = list(accumulate(((end, name) for _, end, name in pieces), max))
+    pairs: list[tuple[str, str]] = []
+    for name in right:
+        place = spans.get(name)
+        if place is not None and place.audio in starts:
+            # Of all pieces that start before this one ends, the one that reaches furthest decides.
+            before = bisect_left(starts[place.audio], place.end_s)
+            if before and furthest[place.audio][before - 1][0] > place.start_s:
+                pairs.append((furthest[place.audio][before - 1][1], name))
+    return pairs
+
+
+def _check_classes(fold: Fold, corpus: Mapping[str, Utterance], classes: Sequence[str]) -> list[Problem]:
+    problems: list[Problem] = []
+    found = {part: {utterance.label for utterance in _known(names, corpus)} for part, names in fold.parts.items()}
+    for part, names in fold.parts.items():
+        absent = [label for label in classes if label not in found[part]]
+        if not names or not absent:
+            continue
+        tested = [label for label in absent if label in found["test"]]
+        if part == "train" and tested:
+            text = f"train has no {shown(tested)}, which test has, so no head can learn it"
+            problems.append(Problem("class", "error", fold.name, text))
+        else:
+            text = f"{part} has no {shown(absent)}"
+            text += "; UA is the mean recall of the classes that are there" if part == "test" else ""
+            problems.append(Problem("class", "warning", fold.name, text))
+    return problems

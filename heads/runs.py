@@ -1,0 +1,110 @@
+"""Run folders: what a run leaves behind, for everything that compares, fuses or reports runs.
+
+A folder holds ``scores.csv`` (test utterances of every fold), and may hold ``validation_scores.csv`` (the same
+columns), ``metrics.json`` and ``config.yaml``, beside weights and logs that are not looked at here. A folder with
+a ``scores.csv`` alone, made by any other program, is a run. Metrics are always computed from the scores when a run
+is read, so that they cannot be out of date; ``metrics.json`` is there for other programs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from featcache.errors import ScoresError
+from featcache.files import write_atomically, write_json
+from heads.metrics import Metrics, evaluate
+from heads.scores import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that was read from its folder.
+
+    Attributes:
+        folder: where it lies.
+        scores: test utterances of every fold.
+        validation_scores: validation utterances of every fold, or None where the run kept none.
+        metrics: of the test scores; see `heads.metrics.evaluate`.
+        config: how it was made, or None where the run does not say.
+    """
+
+    folder: Path
+    scores: Scores
+    validation_scores: Scores | None
+    metrics: Metrics
+    config: Mapping[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """The folder's name, for tables and messages."""
+        return self.folder.name or str(self.folder.resolve().name)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder; only ``scores.csv`` has to be there.
+
+    Raises:
+        ScoresError: the folder or its scores are missing, or a file of it is not usable.
+    """
+    folder = Path(folder)
+    if not (folder / "scores.csv").is_file():
+        what = "no 'scores.csv' in it" if folder.is_dir() else "no such folder"
+        raise ScoresError(f"{str(folder)!r} is not a run: there is {what}. Name the folder that holds the file.")
+    scores = Scores.read(folder / "scores.csv")
+    validation_path = folder / "validation_scores.csv"
+    validation = Scores.read(validation_path) if validation_path.is_file() else None
+    if validation is not None and validation.classes != scores.classes:
+        raise ScoresError(
+            f"{str(folder)!r}: 'scores.csv' has the classes {list(scores.classes)} and 'validation_scores.csv' "
+            f"{list(validation.classes)}."
+        )
+    return Run(folder, scores, validation, evaluate(scores), _read_config(folder / "config.yaml"))
+
+
+def write_run(
+    folder: str | Path,
+    scores: Scores,
+    validation_scores: Scores | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Run:
+    """Write the score files of a run, and its metrics and configuration.
+
+    ``scores.csv`` is taken away first and written last, so that a folder never shows one run's scores beside
+    another's files, wherever a kill strikes. Other files in the folder stay.
+
+    Args:
+        folder: the run folder; made when missing.
+        scores: test utterances of every fold.
+        validation_scores: validation utterances of every fold.
+        config: how the run was made, in plain values.
+
+    Returns:
+        The run, as `read_run` gives it.
+    """
+    folder = Path(folder)
+    result = evaluate(scores)
+    text = None if config is None else yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    for name in ("scores.csv", "validation_scores.csv", "metrics.json", "config.yaml"):
+        (folder / name).unlink(missing_ok=True)
+    if text is not None:
+        write_atomically(folder / "config.yaml", text.encode("utf-8"))
+    if validation_scores is not None:
+        validation_scores.write(folder / "validation_scores.csv")
+    write_json(folder / "metrics.json", result)
+    scores.write(folder / "scores.csv")
+    return Run(folder, scores, validation_scores, result, config)
+
+
+def _read_config(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ScoresError(f"{str(path)!r} cannot be read: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise ScoresError(f"{str(path)!r} must hold settings by name, got {type(content).__name__}.")
+    return content or {}

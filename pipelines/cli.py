@@ -1,0 +1,277 @@
+"""The commands. Each is thin: it reads its options and calls one ``run`` of :mod:`pipelines`.
+
+Exit codes: 0 all done; 1 an error, told in a sentence; 2 wrong usage; 3 done, but some utterances failed or are
+missing; 130 interrupted (what was whole is committed).
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache.errors import FeatcacheError
+
+app = typer.Typer(
+    name="featcache",
+    help="Run the big frozen models once, keep all that they give, and train light heads from the cache in minutes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PARTLY = 3
+
+ManifestArg = Annotated[Path, typer.Argument(help="Manifest: JSON Lines, one utterance a line.", metavar="MANIFEST")]
+CacheArg = Annotated[Path, typer.Argument(help="Folder of the cache.", metavar="CACHE")]
+CacheOpt = Annotated[Path, typer.Option("--cache", help="Folder of the cache.")]
+PresetOpt = Annotated[str | None, typer.Option("--preset", help="A preset's name (featcache list) or a YAML file.")]
+DeviceOpt = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N. [default: auto]")]
+
+
+@app.command()
+def corpus(
+    name: Annotated[str, typer.Argument(help="Corpus, such as iemocap, emodb or demo (featcache list).")],
+    root: Annotated[Path, typer.Argument(help="Folder of its release (for demo: where to make it).")],
+    out: Annotated[Path, typer.Option("--out", help="Manifest to write.")] = Path("manifest.jsonl"),
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Option of the corpus, KEY=VALUE.")] = None,
+) -> None:
+    """Read a corpus in the form of its release, and write a manifest."""
+    from pipelines import corpora
+
+    manifest = corpora.run(name, root, out, settings or [])
+    typer.echo(corpora.describe(manifest))
+    typer.echo(f"Wrote {out}.")
+
+
+@app.command()
+def export(
+    manifest: ManifestArg,
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    form: Annotated[str, typer.Option("--form", help="csv or emobox.")] = "csv",
+) -> None:
+    """Write a manifest as plain CSV or as EmoBox's JSONL."""
+    from pipelines import corpora
+
+    corpora.export(manifest, out, form)
+    typer.echo(f"Wrote {out}.")
+
+
+@app.command()
+def check(
+    manifest: ManifestArg,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            "--folds", help="Check these folds too: session, speaker, split, column:NAME, random:K or a file."
+        ),
+    ] = None,
+    allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
+    root: Annotated[Path | None, typer.Option("--root", help="Refuse audio outside this folder.")] = None,
+) -> None:
+    """Check a manifest: every recording decoded, every fold free of leaks."""
+    from pipelines import check as pipeline
+
+    problems = pipeline.run(manifest, folds, allow or [], root, typer.echo)
+    raise typer.Exit(_PARTLY if problems else 0)
+
+
+@app.command()
+def extract(
+    manifest: ManifestArg,
+    cache: CacheOpt = Path("cache"),
+    stream: Annotated[list[str] | None, typer.Option("--stream", help="Stream to extract; repeat for several.")] = None,
+    preset: PresetOpt = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting of a stream, STREAM.KEY=VALUE; repeat for several.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="zarr or hdf5. [default: zarr]")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="Type frames are stored in: float16, float32, int8. [default: float16]"),
+    ] = None,
+    compute_dtype: Annotated[
+        str | None,
+        typer.Option("--compute-dtype", help="Type models compute in: float32, bfloat16, float16. [default: float32]"),
+    ] = None,
+    tier: Annotated[
+        str | None,
+        typer.Option("--tier", help="frames, or stats to keep only mean and std over time. [default: frames]"),
+    ] = None,
+    device: DeviceOpt = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Most utterances in a batch. [default: 8]")
+    ] = None,
+    compress: Annotated[
+        bool | None, typer.Option("--compress/--no-compress", help="Smaller parts, slower to read.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show sizes, parts and time, and compute nothing.")
+    ] = False,
+) -> None:
+    """Compute what a cache lacks of some streams, and commit it part by part; run again to resume."""
+    from featcache.manifest import Manifest
+    from pipelines import config, show
+    from pipelines import extract as pipeline
+
+    options = {
+        "backend": backend, "dtype": dtype, "compute_dtype": compute_dtype, "tier": tier, "device": device,
+        "batch_size": batch_size, "compress": compress,
+    }  # fmt: skip
+    wanted = config.extract_config(config.read_preset(preset), stream or [], options, settings or [])
+    utterances = Manifest.read(manifest)
+    if dry_run:
+        planned = pipeline.dry_run(wanted, utterances, cache)
+        typer.echo(show.plan(planned, pipeline.free_bytes(cache)))
+        raise typer.Exit(_PARTLY if any(item.plan.failures for item in planned) else 0)
+    summaries = pipeline.run(wanted, utterances, cache, lambda summary: typer.echo(show.summary(summary)))
+    raise typer.Exit(_PARTLY if any(summary.failures for summary in summaries) else 0)
+
+
+@app.command()
+def info(cache: CacheArg) -> None:
+    """Show what a cache holds: streams, utterances, frames, sizes."""
+    from pipelines import show
+
+    typer.echo(show.info(cache))
+
+
+@app.command()
+def coverage(cache: CacheArg, manifest: ManifestArg) -> None:
+    """Show which utterances of a manifest each stream holds, lacks, or could not compute."""
+    from pipelines import show
+
+    text, whole = show.coverage(cache, manifest)
+    typer.echo(text)
+    raise typer.Exit(0 if whole else _PARTLY)
+
+
+@app.command()
+def verify(
+    cache: CacheArg,
+    fast: Annotated[bool, typer.Option("--fast", help="Shapes and types only, not every byte.")] = False,
+) -> None:
+    """Compare every byte of a cache with the checksums in its indices."""
+    from pipelines import verify as pipeline
+
+    raise typer.Exit(1 if pipeline.run(cache, not fast, typer.echo) else 0)
+
+
+@app.command("train-heads")
+def train_heads(
+    manifest: ManifestArg,
+    cache: CacheOpt = Path("cache"),
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")] = Path("runs/run"),
+    head: Annotated[str | None, typer.Option("--head", help="Head (featcache list). [default: layer_mix]")] = None,
+    stream: Annotated[list[str] | None, typer.Option("--stream", help="Stream it reads, kind or full name.")] = None,
+    preset: PresetOpt = None,
+    folds: Annotated[
+        str | None,
+        typer.Option("--folds", help="session, speaker, split, column:NAME, random:K or a file. [default: session]"),
+    ] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option("--validation", help="Share of train that becomes validation, 0 to 1. [default: 0.2]"),
+    ] = None,
+    validation_by: Annotated[
+        str | None, typer.Option("--validation-by", help="utterance or speaker. [default: utterance]")
+    ] = None,
+    allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
+    missing: Annotated[
+        str | None, typer.Option("--missing", help="error, or drop utterances that a stream lacks. [default: error]")
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Column to learn. [default: label]")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="KEY=VALUE: fit.steps=500, fit.learning_rate=[1e-3,1e-4], settings.projector_dim=64."
+        ),
+    ] = None,
+    device: DeviceOpt = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+) -> None:
+    """Train a head on every fold from the cache, and write scores, metrics and weights."""
+    from featcache.manifest import Manifest
+    from pipelines import config, show
+    from pipelines import train_heads as pipeline
+
+    options: dict[str, Any] = {
+        "head": head, "streams": tuple(stream or ()), "folds": folds, "validation": validation,
+        "validation_by": validation_by, "allow": tuple(allow or ()), "missing": missing, "label": label,
+        "device": device,
+    }  # fmt: skip
+    wanted = config.train_config(config.read_preset(preset), options, settings or [])
+    with show.bar(wanted.head) as progress:
+        trained = pipeline.run(
+            wanted, Manifest.read(manifest), cache, out, overwrite, progress, lambda text: typer.echo(text, err=True)
+        )
+    typer.echo(show.metrics(trained.run))
+    typer.echo(f"{'Already there' if trained.skipped else 'Wrote'}: {out}")
+
+
+@app.command()
+def fuse(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders with a scores.csv.", metavar="RUN...")],
+    weights: Annotated[str, typer.Option("--weights", help="One weight a run, such as 0.6,1.0.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    space: Annotated[str, typer.Option("--space", help="prob: weigh probabilities; log: their logarithms.")] = "prob",
+    standardise: Annotated[
+        bool, typer.Option("--standardise", help="Standardise each run's scores by its validation scores first.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+) -> None:
+    """Fuse the scores of several runs over the same utterances."""
+    from pipelines import fuse as pipeline
+    from pipelines import show
+
+    fused = pipeline.run(runs, weights, out, space, standardise, overwrite, lambda text: typer.echo(text, err=True))
+    typer.echo(show.metrics(fused))
+    typer.echo(f"Wrote: {out}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option("--title", help="Title of the page.")] = "featcache report",
+) -> None:
+    """Write one HTML page on some runs: tables, confusion, folds, layers; it opens anywhere."""
+    from pipelines import report as pipeline
+
+    pipeline.run(runs, out, title)
+    typer.echo(f"Wrote {out}.")
+
+
+@app.command("list")
+def list_plugins() -> None:
+    """List corpora, streams, heads, backends and presets."""
+    from pipelines import show
+
+    typer.echo(show.plugins())
+
+
+def main() -> None:
+    """Run the commands; an error of this project becomes a sentence and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_TqdmHandler()])
+    try:
+        app()
+    except FeatcacheError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("Interrupted. What was whole is committed; run the same command to go on.", err=True)
+        sys.exit(130)
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes log lines above a progress bar rather than through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Typed run configuration: presets in YAML, options, dotted overrides, and a digest that names what was run.
+
+A preset is a YAML file with the sections ``about``, ``extract`` and ``train``; it states only what differs from
+the defaults. Later sources win: defaults, preset, options, ``--set``.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from featcache.errors import ConfigError, UnknownNameError
+from featcache.files import canonical_json
+from featcache.settings import build
+from heads.head import FitSettings
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """What to extract.
+
+    Attributes:
+        streams: stream to its settings, in the order they run.
+        backend: plug-in that writes parts.
+        dtype: type that frames are stored in.
+        compute_dtype: type that models compute in.
+        tier: ``"frames"`` or ``"stats"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        batch_size: most utterances in a batch.
+        compress: smaller parts, which cannot be mapped into memory.
+    """
+
+    streams: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    backend: str = "zarr"
+    dtype: str = "float16"
+    compute_dtype: str = "float32"
+    tier: str = "frames"
+    device: str = "auto"
+    batch_size: int = 8
+    compress: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train, on what, and how it is judged.
+
+    Attributes:
+        head: head plug-in.
+        streams: streams it reads, by kind or full name.
+        settings: settings of the head.
+        fit: how it trains.
+        folds: ``session``, ``speaker``, ``split``, ``column:NAME``, ``random:K`` or a file.
+        validation: share of each training part that becomes validation, where the folds bring none.
+        validation_by: cut validation by ``utterance`` or by whole ``speaker``.
+        allow: names of protocol errors to let pass; the report shows them.
+        missing: what to do with utterances that a stream lacks: ``error`` or ``drop``.
+        label: the manifest's column to learn.
+        device: where training runs.
+    """
+
+    head: str = "layer_mix"
+    streams: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fit: FitSettings = field(default_factory=FitSettings)
+    folds: str = "session"
+    validation: float = 0.2
+    validation_by: Literal["utterance", "speaker"] = "utterance"
+    allow: tuple[str, ...] = ()
+    missing: Literal["error", "drop"] = "error"
+    label: str = "label"
+    device: str = "auto"
+
+    def digest(self, *context: Any) -> str:
+        """Return 16 digits that name this configuration together with what it ran on; the device has no part."""
+        values = asdict(self)
+        values.pop("device")
+        return hashlib.sha256(canonical_json([values, *context])).hexdigest()[:16]
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with this project."""
+    folder = resources.files("pipelines") / "presets"
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def read_preset(name: str | None) -> dict[str, Any]:
+    """Return a preset, by its name or as a path; nothing for None.
+
+    Raises:
+        UnknownNameError: no such preset.
+        ConfigError: it is not in the form of one.
+    """
+    if name is None:
+        return {}
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"There is no preset file {name!r}.")
+        text = path.read_text(encoding="utf-8")
+    elif name in preset_names():
+        text = (resources.files("pipelines") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise UnknownNameError("preset", name, preset_names())
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The preset {name!r} is not valid YAML: {error}") from None
+    if not isinstance(values, dict) or set(values) - {"about", "extract", "train"}:
+        raise ConfigError(f"The preset {name!r} must hold the sections about, extract and train, and no others.")
+    return values
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return nested values from ``NAME.KEY=VALUE`` texts; values are YAML: numbers, flags, lists, text.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
+    nested: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set takes KEY=VALUE, such as fit.steps=500, got {text!r}.")
+        place = nested
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {text!r}: {parent!r} was given a value before.")
+        try:
+            place[last] = _number(yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text!r}: the value is not valid YAML. Quote it.") from None
+    return nested
+
+
+def _number(value: Any) -> Any:
+    """Read 1e-4 as a number, which YAML 1.1 takes for text."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if isinstance(value, str) and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mappings merged key by key, later ones winning; None is no value."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+                merged[key] = merge(merged[key], value)
+            elif value is not None:
+                merged[key] = value
+    return merged
+
+
+def extract_config(
+    preset: Mapping[str, Any], streams: Sequence[str], options: Mapping[str, Any], overrides: Sequence[str]
+) -> ExtractConfig:
+    """Return what to extract.
+
+    Args:
+        preset: what :func:`read_preset` returned.
+        streams: streams asked for; empty is the preset's.
+        options: other options by field name; None is not given.
+        overrides: ``STREAM.KEY=VALUE`` texts.
+
+    Raises:
+        ConfigError: no streams, or an override of a stream that is not extracted.
+    """
+    section = dict(preset.get("extract") or {})
+    known = dict(section.pop("streams", None) or {})
+    wanted = {name: dict(known.get(name) or {}) for name in (streams or known)}
+    if not wanted:
+        from featcache import registry
+
+        names = ", ".join(registry.names("featcache.streams"))
+        raise ConfigError(f"Say what to extract with --stream NAME or --preset NAME. Streams: {names}.")
+    settings = parse_overrides(overrides)
+    stray = sorted(set(settings) - set(wanted))
+    if stray:
+        raise ConfigError(
+            f"--set names {', '.join(stray)}, which is not extracted. Streams of this run: {', '.join(wanted)}."
+        )
+    for name, values in settings.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"--set {name}={values}: give a setting of the stream, such as {name}.checkpoint=FOLDER.")
+        wanted[name] = merge(wanted[name], values)
+    return build(ExtractConfig, {**merge(section, options), "streams": wanted}, "extract")
+
+
+def train_config(preset: Mapping[str, Any], options: Mapping[str, Any], overrides: Sequence[str]) -> TrainConfig:
+    """Return what to train.
+
+    Args:
+        preset: what :func:`read_preset` returned.
+        options: options by field name; None is not given.
+        overrides: ``KEY=VALUE`` texts: ``fit.steps=500``, ``settings.projector_dim=128``, ``validation=0.1``.
+    """
+    section = preset.get("train") or {}
+    given = {name: value for name, value in options.items() if value not in (None, (), [])}
+    # Another head than the preset's does not take the preset's settings of its head.
+    if "head" in given and given["head"] != section.get("head", given["head"]):
+        section = {name: value for name, value in section.items() if name != "settings"}
+    values = merge(section, given, parse_overrides(overrides))
+    values["fit"] = build(FitSettings, _tuples(values.get("fit", {}), "learning_rate", "weight_decay"), "fit")
+    return build(TrainConfig, values, "train")
+
+
+def _tuples(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Let settings that may have several values be given as one."""
+    return {
+        key: (value,) if key in names and not isinstance(value, list | tuple) else value
+        for key, value in values.items()
+    }

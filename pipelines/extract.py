@@ -1,0 +1,153 @@
+"""Extract streams into a cache: resolve every stream first, show the plan, then compute with a progress bar."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from featcache import registry
+from featcache.extract import Options, Summary, extract, plan_stream, resolve_device
+from featcache.manifest import Manifest
+from featcache.plan import Plan
+from featcache.settings import build
+from featcache.stream import Stream, StreamSpec
+from pipelines.config import ExtractConfig
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stream of a dry run.
+
+    Attributes:
+        spec: what decides its numbers.
+        plan: what would be computed.
+        seconds: rough time to compute it; None where unknown.
+    """
+
+    spec: StreamSpec
+    plan: Plan
+    seconds: float | None
+
+
+def load_streams(config: ExtractConfig) -> list[Stream]:
+    """Return the streams of a configuration, with their settings checked and their checkpoints found.
+
+    Raises:
+        UnknownNameError: no such stream.
+        ConfigError: settings that do not fit.
+        CheckpointError: a checkpoint that cannot be found.
+    """
+    streams = []
+    for name, settings in config.streams.items():
+        stream = build(registry.load("featcache.streams", name, Stream), settings, f"stream {name}")
+        stream.spec(config.dtype, config.compute_dtype)
+        streams.append(stream)
+    return streams
+
+
+def options_of(config: ExtractConfig) -> Options:
+    """Return how to compute and store."""
+    return Options(
+        backend=config.backend,
+        dtype=config.dtype,
+        compute_dtype=config.compute_dtype,
+        tier=config.tier,
+        device=config.device,
+        batch_size=config.batch_size,
+        compress=config.compress,
+    )
+
+
+def dry_run(config: ExtractConfig, manifest: Manifest, cache: Path) -> list[Planned]:
+    """Return what :func:`run` would do; loads no model and writes nothing."""
+    planned = []
+    device = resolve_device(config.device)
+    for stream in load_streams(config):
+        spec, _, plan = plan_stream(manifest, cache, stream, options_of(config))
+        cost = stream.seconds_per_second(device, config.compute_dtype)
+        amount = plan.audio_s if stream.input == "audio" else len(plan.items)
+        planned.append(Planned(spec, plan, None if cost is None else cost * amount))
+    return planned
+
+
+def free_bytes(cache: Path) -> int:
+    """Return the free space where a cache lies or would lie."""
+    place = cache.resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def run(
+    config: ExtractConfig,
+    manifest: Manifest,
+    cache: Path,
+    on_summary: Callable[[Summary], None] = lambda _: None,
+) -> list[Summary]:
+    """Extract every stream of a configuration, one after the other.
+
+    Args:
+        config: what to extract.
+        manifest: the utterances wanted.
+        cache: the cache's folder; made when missing.
+        on_summary: called after each stream.
+    """
+    summaries = []
+    for stream in load_streams(config):
+        with _Bar(stream) as bar:
+            summary = extract(
+                manifest, cache, stream, options_of(config),
+                on_planned=bar.planned, on_done=bar.done, on_checked=bar.checked,
+            )  # fmt: skip
+        on_summary(summary)
+        summaries.append(summary)
+    return summaries
+
+
+class _Bar:
+    """A progress bar: utterances, hours of audio, speed against real time, time left."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._name = stream.kind()
+        self._bar: tqdm | None = None
+        self._checking = tqdm(
+            desc=f"{self._name}: comparing inputs", unit=" utt", file=sys.stderr, leave=False, delay=2
+        )
+        self._audio_s = 0.0
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checking.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def checked(self, count: int) -> None:
+        self._checking.update(count)
+
+    def planned(self, plan: Plan) -> None:
+        self._checking.close()
+        if plan.parts:
+            # By audio, since that is what takes the time; by utterances where there is none.
+            self._by_audio = plan.audio_s > 0
+            total = plan.audio_s / 3600 if self._by_audio else len(plan.items)
+            form = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm(
+                total=total, desc=self._name, file=sys.stderr, unit="h" if self._by_audio else " utt",
+                bar_format=form if self._by_audio else None,
+            )  # fmt: skip
+            self._count, self._all = 0, len(plan.items)
+
+    def done(self, count: int, audio_s: float) -> None:
+        if self._bar is None:
+            return
+        self._count += count
+        self._audio_s += audio_s
+        elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+        speed = f", {self._audio_s / elapsed:.1f} x real time" if self._by_audio else ""
+        self._bar.set_postfix_str(f"{self._count}/{self._all} utterances{speed}", refresh=False)
+        self._bar.update(audio_s / 3600 if self._by_audio else count)

@@ -1,0 +1,187 @@
+"""What commands print: plans, summaries, caches, metrics."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from featcache import registry
+from featcache.cache import CachedStream
+from featcache.cache import open as open_cache
+from featcache.catalogue import folder_bytes
+from featcache.corpus import Corpus
+from featcache.errors import FeatcacheError
+from featcache.extract import Summary
+from featcache.manifest import Manifest
+from featcache.stream import Stream
+from featcache.verify import coverage as measure_coverage
+from heads.head import Head, OnProgress
+from heads.runs import Run
+from pipelines.config import preset_names, read_preset
+from pipelines.extract import Planned
+
+_SHOWN = 10
+
+
+def size(num_bytes: float) -> str:
+    """Return a size in the unit that reads best."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration, rough: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text in columns; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def plan(planned: Sequence[Planned], free: int) -> str:
+    """Return what a dry run says."""
+    rows = [("stream", "to compute", "present", "changed", "failing", "parts", "size", "rough time")]
+    for item in planned:
+        rows.append(
+            (
+                item.spec.name,
+                str(len(item.plan.items)),
+                str(len(item.plan.present)),
+                str(len(item.plan.changed)),
+                str(len(item.plan.failures)),
+                str(len(item.plan.parts)),
+                size(item.plan.num_bytes),
+                "unknown" if item.seconds is None else duration(item.seconds),
+            )
+        )
+    total = sum(item.plan.num_bytes for item in planned)
+    room = "enough" if total < free else "NOT ENOUGH"
+    lines = [table(rows), f"{size(total)} to write, {size(free)} free: {room}."]
+    for item in planned:
+        lines += _listed(f"{item.spec.name}: changed", item.plan.changed)
+        lines += _listed(f"{item.spec.name}: cannot be computed", item.plan.failures)
+    return "\n".join(lines)
+
+
+def summary(done: Summary) -> str:
+    """Return what an extraction did."""
+    parts = [f"{len(done.computed)} computed", f"{len(done.present)} present", f"{len(done.failures)} failed"]
+    lines = [f"{done.stream}: {', '.join(parts)}; {size(done.num_bytes)} of arrays written"]
+    lines += _listed("  computed again", done.changed)
+    lines += _listed("  failed", done.failures)
+    return "\n".join(lines)
+
+
+def _listed(title: str, reasons: dict[str, str]) -> list[str]:
+    lines = [f"{title}: {name!r}: {reason}" for name, reason in list(reasons.items())[:_SHOWN]]
+    return lines + ([f"{title}: and {len(reasons) - _SHOWN} more"] if len(reasons) > _SHOWN else [])
+
+
+def info(path: Path) -> str:
+    """Return what a cache holds."""
+    cache = open_cache(path)
+    rows = [("stream", "utterances", "failed", "frames", "layers x dim", "stored", "backend", "parts", "size")]
+    streams = [cache[name] for name in cache]
+    for stream in streams:
+        spec = stream.spec
+        backends = sorted({index.backend for index in stream.indices.values() if index.entries})
+        rows.append(
+            (
+                stream.name,
+                str(len(stream)),
+                str(len(stream.failures)),
+                str(sum(stream.num_frames(name) for name in stream.ids)),
+                f"{len(spec.layers)} x {spec.dim}",
+                spec.dtype if any(index.tier == "frames" for index in stream.indices.values()) else "stats only",
+                "+".join(backends) or "none",
+                str(len(stream.indices)),
+                size(folder_bytes(stream.path)),
+            )
+        )
+    lines = [table(rows)] if streams else [f"The cache {str(path)!r} holds no stream yet."]
+    return "\n".join(lines + [line for stream in streams for line in _settings(stream)])
+
+
+def _settings(stream: CachedStream) -> list[str]:
+    spec = stream.spec
+    values = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
+    lines = [f"{stream.name}: {values or 'no settings'}; computed in {spec.compute_dtype}"]
+    if spec.checkpoint is not None:
+        lines.append(f"  weights: {spec.checkpoint['name']} (sha256 {spec.checkpoint['weights_sha256'][:12]})")
+    return lines
+
+
+def coverage(path: Path, manifest: Path) -> tuple[str, bool]:
+    """Return which utterances each stream holds, and whether every stream holds all."""
+    found = measure_coverage(open_cache(path), Manifest.read(manifest))
+    rows = [("stream", "present", "failed", "missing")]
+    rows += [(one.stream, str(len(one.present)), str(len(one.failed)), str(len(one.missing))) for one in found]
+    lines = [table(rows)] if found else [f"The cache {str(path)!r} holds no stream yet."]
+    for one in found:
+        lines += _listed(f"{one.stream}: failed", one.failed)
+        lines += _listed(f"{one.stream}: missing", dict.fromkeys(one.missing, "never extracted"))
+    return "\n".join(lines), bool(found) and not any(one.failed or one.missing for one in found)
+
+
+def metrics(run: Run) -> str:
+    """Return a run's metrics, fold by fold and in the mean, in percent."""
+    names = ("wa", "ua", "macro_f1", "weighted_f1")
+    measured = run.metrics
+    rows = [("fold", "n", "WA", "UA", "macro-F1", "weighted F1")]
+    for fold in measured["folds"]:
+        rows.append((fold["fold"], str(fold["n"]), *(f"{100 * fold[name]:.1f}" for name in names)))  # type: ignore[literal-required]
+    if len(measured["folds"]) > 1:
+        cells = []
+        for name in names:
+            std = measured["std"][name]
+            cells.append(f"{100 * measured['mean'][name]:.1f}" + ("" if std is None else f" ± {100 * std:.1f}"))
+        rows.append(("mean ± std", "", *cells))
+        pooled = measured["pooled"]
+        rows.append(("pooled", str(pooled["n"]), *(f"{100 * pooled[name]:.1f}" for name in names)))  # type: ignore[literal-required]
+    text = table(rows)
+    if (run.config or {}).get("synthetic"):
+        text += "\nSynthetic speech: these numbers say nothing of human speech."
+    return text
+
+
+def plugins() -> str:
+    """Return every plug-in with its title."""
+    lines = []
+    for heading, package, contract in (
+        ("Corpora", "featcache.corpora", Corpus),
+        ("Streams", "featcache.streams", Stream),
+        ("Heads", "heads.models", Head),
+    ):
+        lines.append(f"{heading}:")
+        for name in registry.names(package):
+            try:
+                title = registry.load(package, name, contract).title  # type: ignore[attr-defined, type-abstract]
+            except (FeatcacheError, ImportError) as error:
+                title = f"not usable here: {error}"
+            lines.append(f"  {name:16} {title}")
+    lines += ["Backends:", *(f"  {name}" for name in registry.names("featcache.backends"))]
+    lines += ["Presets:", *(f"  {name:16} {read_preset(name).get('about', '')}" for name in preset_names())]
+    return "\n".join(lines)
+
+
+@contextmanager
+def bar(name: str) -> Iterator[OnProgress]:
+    """Show a progress bar; yields a function that takes what is done and what there is to do."""
+    with tqdm(desc=name, unit=" steps", file=sys.stderr) as progress:
+
+        def advance(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done - progress.n)
+
+        yield advance
