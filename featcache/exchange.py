@@ -51,7 +51,7 @@ def write_csv(manifest: Manifest, path: str | Path) -> None:
     write_atomically(path, text.getvalue().encode("utf-8"))
 
 
-def write_emobox(manifest: Manifest, folder: str | Path, dataset: str) -> None:
+def write_emobox(manifest: Manifest, path: str | Path) -> None:
     """Write a manifest as a data set in EmoBox's form.
 
     ``<dataset>.jsonl`` has a row for each utterance, and ``label_map.json`` its labels. The column ``fold`` gives
@@ -63,17 +63,17 @@ def write_emobox(manifest: Manifest, folder: str | Path, dataset: str) -> None:
 
     Args:
         manifest: utterances with audio and label.
-        folder: the folder to write into, made if need be. Audio below it is written relative to it.
-        dataset: EmoBox's name for the data set; with a ``-`` it goes in front of each id to make the key.
+        path: the folder to write, whose name is EmoBox's name for the data set, or the list in it to write,
+            ``FOLDER/<dataset>.jsonl``. With a ``-`` the name goes in front of each id to make its key. Audio below
+            the folder is written relative to it.
 
     Raises:
         ManifestError: an utterance has no audio, label or length; ``fold`` or ``split`` is missing for some
-            utterances or has a value that EmoBox has no place for; or `dataset` is no plain name.
+            utterances or has a value that EmoBox has no place for.
         AudioError: a recording cannot be read.
     """
-    folder = Path(folder)
-    if not dataset or Path(dataset).name != dataset or dataset.startswith("."):
-        raise ManifestError(f"{dataset!r} is no name for a data set: it becomes a file name.")
+    path = Path(os.path.abspath(path))
+    folder, dataset = (path.parent, path.stem) if path.suffix == ".jsonl" else (path, path.name)
     names = _label_names(manifest)
     rows = {
         utterance.id: _emobox_row(manifest, utterance, folder, dataset, names[utterance.id]) for utterance in manifest
@@ -85,9 +85,9 @@ def write_emobox(manifest: Manifest, folder: str | Path, dataset: str) -> None:
     classes = {names[item.id]: str(item.label) for item in manifest}
     targets = {name: label.capitalize() if label in EMOTIONS else label for name, label in classes.items()}
     write_atomically(folder / "label_map.json", (json.dumps(targets, ensure_ascii=False, indent=4) + "\n").encode())
-    for path, ids in lists.items():
-        lines = (json.dumps(rows[name], ensure_ascii=False) + "\n" for name in ids)
-        write_atomically(folder / path, "".join(lines).encode("utf-8"))
+    for name, ids in lists.items():
+        lines = (json.dumps(rows[key], ensure_ascii=False) + "\n" for key in ids)
+        write_atomically(folder / name, "".join(lines).encode("utf-8"))
 
 
 def _portable(manifest: Manifest, utterance: Utterance, folder: Path) -> str:

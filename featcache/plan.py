@@ -227,4 +227,4 @@ def _narrow(parts: list[list[Item]], wanted: dict[str, Item], part_bytes: int, r
 
 
 def _text_digest(text: str) -> str:
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -101,8 +101,8 @@ class View:
         if bool((starts < 0).any()) or bool((left < 1).any()):
             first = int(torch.nonzero((starts < 0) | (left < 1))[0])
             raise CacheError(
-                f"{self.stream.name}: a window at frame {int(starts[first])} was asked of {self.ids[int(indices[first])]!r}, "
-                f"which has {int(self.lengths[indices[first]])}."
+                f"{self.stream.name}: a window at frame {int(starts[first])} was asked of "
+                f"{self.ids[int(indices[first])]!r}, which has {int(self.lengths[indices[first]])}."
             )
         counts = left.clamp(max=length)
         held = self._held()

@@ -82,7 +82,7 @@ def fit(
     empty = [fold.name for fold in task.folds if not fold.validation]
     if empty:
         raise ProtocolError(
-            f"Fold {empty[0]!r} has no validation part, and the head {head.kind()!r} chooses its weights on validation. "
+            f"Fold {empty[0]!r} has no validation part, and the head {head.kind()!r} chooses its weights on it. "
             "Give a validation share above 0."
         )
     inputs = head.inputs(task)

@@ -62,7 +62,7 @@ class Members:
 
     def keep(self, best: State, members: Sequence[int]) -> None:
         """Copy what some members are now into `best`."""
-        rows = torch.tensor(list(members), device=self.parameters[0].device)
+        rows = torch.tensor(list(members), dtype=torch.int64, device=self.parameters[0].device)
         for name, value in (self._parameters | self._buffers).items():
             best[name][rows] = value.detach()[rows]
 

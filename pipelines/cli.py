@@ -6,6 +6,7 @@ missing; 130 interrupted (what was whole is committed).
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,7 +192,10 @@ def train_heads(
     device: DeviceOpt = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
 ) -> None:
-    """Train a head on every fold from the cache, and write scores, metrics and weights."""
+    """Train a head on every fold from the cache, and write scores, metrics and weights.
+
+    A preset with several runs trains each into a folder of its own in --out, unless --head names one.
+    """
     from featcache.manifest import Manifest
     from pipelines import config, show
     from pipelines import train_heads as pipeline
@@ -201,13 +205,16 @@ def train_heads(
         "validation_by": validation_by, "allow": tuple(allow or ()), "missing": missing, "label": label,
         "device": device,
     }  # fmt: skip
-    wanted = config.train_config(config.read_preset(preset), options, settings or [])
-    with show.bar(wanted.head) as progress:
-        trained = pipeline.run(
-            wanted, Manifest.read(manifest), cache, out, overwrite, progress, lambda text: typer.echo(text, err=True)
-        )
-    typer.echo(show.metrics(trained.run))
-    typer.echo(f"{'Already there' if trained.skipped else 'Wrote'}: {out}")
+    chosen = config.read_preset(preset)
+    runs = {} if head else config.preset_runs(chosen)
+    for folder, one in {out / name: one for name, one in runs.items()}.items() or [(out, chosen)]:
+        wanted = config.train_config(one, options, settings or [])
+        with show.bar(wanted.head) as progress:
+            trained = pipeline.run(
+                wanted, Manifest.read(manifest), cache, folder, overwrite, progress, partial(typer.echo, err=True)
+            )
+        typer.echo(show.metrics(trained.run))
+        typer.echo(f"{'Already there' if trained.skipped else 'Wrote'}: {folder}")
 
 
 @app.command()
@@ -225,7 +232,7 @@ def fuse(
     from pipelines import fuse as pipeline
     from pipelines import show
 
-    fused = pipeline.run(runs, weights, out, space, standardise, overwrite, lambda text: typer.echo(text, err=True))
+    fused = pipeline.run(runs, weights, out, space, standardise, overwrite, partial(typer.echo, err=True))
     typer.echo(show.metrics(fused))
     typer.echo(f"Wrote: {out}")
 

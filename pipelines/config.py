@@ -1,7 +1,8 @@
 """Typed run configuration: presets in YAML, options, dotted overrides, and a digest that names what was run.
 
-A preset is a YAML file with the sections ``about``, ``extract`` and ``train``; it states only what differs from
-the defaults. Later sources win: defaults, preset, options, ``--set``.
+A preset is a YAML file with the sections ``about``, ``extract`` and ``train``, and ``runs``: several trainings by
+name, each stating what differs from ``train``. A preset states only what differs from the defaults. Later sources
+win: defaults, preset, options, ``--set``.
 """
 
 import hashlib
@@ -109,8 +110,8 @@ def read_preset(name: str | None) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"The preset {name!r} is not valid YAML: {error}") from None
-    if not isinstance(values, dict) or set(values) - {"about", "extract", "train"}:
-        raise ConfigError(f"The preset {name!r} must hold the sections about, extract and train, and no others.")
+    if not isinstance(values, dict) or set(values) - {"about", "extract", "train", "runs"}:
+        raise ConfigError(f"The preset {name!r} must hold the sections about, extract, train and runs, and no others.")
     return values
 
 
@@ -207,12 +208,25 @@ def train_config(preset: Mapping[str, Any], options: Mapping[str, Any], override
     """
     section = preset.get("train") or {}
     given = {name: value for name, value in options.items() if value not in (None, (), [])}
-    # Another head than the preset's does not take the preset's settings of its head.
-    if "head" in given and given["head"] != section.get("head", given["head"]):
-        section = {name: value for name, value in section.items() if name != "settings"}
-    values = merge(section, given, parse_overrides(overrides))
+    values = merge(_differing(section, given), parse_overrides(overrides))
     values["fit"] = build(FitSettings, _tuples(values.get("fit", {}), "learning_rate", "weight_decay"), "fit")
     return build(TrainConfig, values, "train")
+
+
+def preset_runs(preset: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a preset for each of its runs, by name; none where it has no section ``runs``."""
+    runs = preset.get("runs") or {}
+    return {
+        name: {**preset, "train": _differing(preset.get("train") or {}, differences or {})}
+        for name, differences in runs.items()
+    }
+
+
+def _differing(section: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section with differences; another head does not take over settings that are not its own."""
+    if differences.get("head", section.get("head")) != section.get("head"):
+        section = {name: value for name, value in section.items() if name != "settings"}
+    return merge(section, differences)
 
 
 def _tuples(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -107,6 +107,11 @@ def run(
     return summaries
 
 
+def interval_s() -> float:
+    """Return how often a bar is drawn: on a terminal smoothly, in a log file twice a minute."""
+    return 0.1 if sys.stderr.isatty() else 30.0
+
+
 class _Bar:
     """A progress bar: utterances, hours of audio, speed against real time, time left."""
 
@@ -138,7 +143,7 @@ class _Bar:
             form = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(
                 total=total, desc=self._name, file=sys.stderr, unit="h" if self._by_audio else " utt",
-                bar_format=form if self._by_audio else None,
+                bar_format=form if self._by_audio else None, mininterval=interval_s(),
             )  # fmt: skip
             self._count, self._all = 0, len(plan.items)
 
@@ -150,4 +155,5 @@ class _Bar:
         elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
         speed = f", {self._audio_s / elapsed:.1f} x real time" if self._by_audio else ""
         self._bar.set_postfix_str(f"{self._count}/{self._all} utterances{speed}", refresh=False)
-        self._bar.update(audio_s / 3600 if self._by_audio else count)
+        amount = audio_s / 3600 if self._by_audio else count
+        self._bar.update(min(amount, self._bar.total - self._bar.n))  # sums of hours are rounded

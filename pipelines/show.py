@@ -18,9 +18,10 @@ from featcache.manifest import Manifest
 from featcache.stream import Stream
 from featcache.verify import coverage as measure_coverage
 from heads.head import Head, OnProgress
+from heads.metrics import Pooled
 from heads.runs import Run
 from pipelines.config import preset_names, read_preset
-from pipelines.extract import Planned
+from pipelines.extract import Planned, interval_s
 
 _SHOWN = 10
 
@@ -115,11 +116,15 @@ def info(path: Path) -> str:
 
 def _settings(stream: CachedStream) -> list[str]:
     spec = stream.spec
-    values = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
+    values = ", ".join(f"{key}={_short(value)}" for key, value in spec.settings.items())
     lines = [f"{stream.name}: {values or 'no settings'}; computed in {spec.compute_dtype}"]
     if spec.checkpoint is not None:
         lines.append(f"  weights: {spec.checkpoint['name']} (sha256 {spec.checkpoint['weights_sha256'][:12]})")
     return lines
+
+
+def _short(value: object) -> str:
+    return f"{len(value)} names" if isinstance(value, list) and len(value) > _SHOWN else str(value)
 
 
 def coverage(path: Path, manifest: Path) -> tuple[str, bool]:
@@ -138,21 +143,25 @@ def metrics(run: Run) -> str:
     """Return a run's metrics, fold by fold and in the mean, in percent."""
     names = ("wa", "ua", "macro_f1", "weighted_f1")
     measured = run.metrics
-    rows = [("fold", "n", "WA", "UA", "macro-F1", "weighted F1")]
+    rows = [["fold", "n", "WA", "UA", "macro-F1", "weighted F1"]]
     for fold in measured["folds"]:
-        rows.append((fold["fold"], str(fold["n"]), *(f"{100 * fold[name]:.1f}" for name in names)))  # type: ignore[literal-required]
+        rows.append([fold["fold"], str(fold["n"]), *(f"{100 * value:.1f}" for value in _values(fold))])
     if len(measured["folds"]) > 1:
         cells = []
         for name in names:
             std = measured["std"][name]
             cells.append(f"{100 * measured['mean'][name]:.1f}" + ("" if std is None else f" ± {100 * std:.1f}"))
-        rows.append(("mean ± std", "", *cells))
+        rows.append(["mean ± std", "", *cells])
         pooled = measured["pooled"]
-        rows.append(("pooled", str(pooled["n"]), *(f"{100 * pooled[name]:.1f}" for name in names)))  # type: ignore[literal-required]
+        rows.append(["pooled", str(pooled["n"]), *(f"{100 * value:.1f}" for value in _values(pooled))])
     text = table(rows)
     if (run.config or {}).get("synthetic"):
         text += "\nSynthetic speech: these numbers say nothing of human speech."
     return text
+
+
+def _values(measured: Pooled) -> tuple[float, ...]:
+    return measured["wa"], measured["ua"], measured["macro_f1"], measured["weighted_f1"]
 
 
 def plugins() -> str:
@@ -166,7 +175,7 @@ def plugins() -> str:
         lines.append(f"{heading}:")
         for name in registry.names(package):
             try:
-                title = registry.load(package, name, contract).title  # type: ignore[attr-defined, type-abstract]
+                title = registry.load(package, name, contract).title  # type: ignore[attr-defined]
             except (FeatcacheError, ImportError) as error:
                 title = f"not usable here: {error}"
             lines.append(f"  {name:16} {title}")
@@ -178,7 +187,7 @@ def plugins() -> str:
 @contextmanager
 def bar(name: str) -> Iterator[OnProgress]:
     """Show a progress bar; yields a function that takes what is done and what there is to do."""
-    with tqdm(desc=name, unit=" steps", file=sys.stderr) as progress:
+    with tqdm(desc=name, unit=" steps", file=sys.stderr, mininterval=interval_s()) as progress:
 
         def advance(done: int, total: int) -> None:
             progress.total = total

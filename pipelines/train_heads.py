@@ -38,6 +38,11 @@ from heads.runs import Run, write_run
 from heads.scores import Scores
 from pipelines.config import TrainConfig
 
+_FILES = {
+    "scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", "folds.json", "candidates.csv", "curves.csv",
+    "layer_weights.csv", "weights.safetensors", "log.txt",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -195,9 +200,9 @@ def _existing(out: Path, digest: str, overwrite: bool) -> Run | None:
         if (found.config or {}).get("digest") == digest:
             return found
         raise ConfigError(f"{str(out)!r} holds another run. Give another --out, or --overwrite to replace it.")
-    config = out / "config.yaml"
-    if any(out.iterdir()) and not config.exists() and not (out / "log.txt").exists():
-        raise ConfigError(f"{str(out)!r} holds files that are not a run. Give --out a new folder.")
+    strange = sorted(path.name for path in out.iterdir() if path.name not in _FILES)
+    if strange:
+        raise ConfigError(f"{str(out)!r} holds files that are not of a run ({strange[0]!r}). Give --out a new folder.")
     return None
 
 
@@ -286,7 +291,7 @@ def _versions() -> dict[str, str]:
     return {
         "featcache": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
         "machine": f"{platform.system()} {platform.machine()}",

@@ -99,7 +99,7 @@ def test_another_encoding_is_read_and_the_wrong_one_is_named(tmp_path):
         ("0.01", "early", {}, r"own\.csv', line 2: .*'early'"),
         ("0.05", "0.005", {}, r"own\.csv', line 2: .*ends at 0.005 s"),
         ("clips/b.wav", "clips/c.wav", {}, r"own\.csv', line 4: there is no recording .*c\.wav.*check_audio=false"),
-        ('"=SUM', '"=SUM"', {}, r"own\.csv', line 2: "),
+        (",calm", ',"calm', {}, r"own\.csv', line \d: .*expected after"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_with_its_place(old, new, options, message, tmp_path):

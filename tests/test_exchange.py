@@ -33,8 +33,8 @@ def recorded(tmp_path) -> Manifest:
         soundfile.write(path, np.stack([samples, samples], axis=1), 8000)
         utterances.append(
             Utterance(
-                f"r{number}", audio=f"audio/r{number}.wav", label=label, text=f"text {number}", speaker=f"s{number % 2}",
-                session="s", extra={"fold": str(number % 2 + 1)},
+                f"r{number}", audio=f"audio/r{number}.wav", label=label, text=f"text {number}",
+                speaker=f"s{number % 2}", session="s", extra={"fold": str(number % 2 + 1)},
             )
         )  # fmt: skip
     return Manifest(utterances, folder=tmp_path)
@@ -86,8 +86,8 @@ def test_csv_paths_stay_valid_in_another_folder(recorded, tmp_path):
 
 
 def test_emobox_comes_back_with_labels_folds_and_measured_lengths(recorded, tmp_path):
-    write_emobox(recorded, tmp_path / "lists", "own")
-    back = EmoBox().manifest(tmp_path / "lists")
+    write_emobox(recorded, tmp_path / "lists" / "own")
+    back = EmoBox().manifest(tmp_path / "lists" / "own")
     assert [(item.id, item.label, item.text, item.speaker, item.session) for item in back] == [
         (item.id, item.label, item.text, item.speaker, item.session) for item in recorded
     ]
@@ -99,11 +99,11 @@ def test_emobox_comes_back_with_labels_folds_and_measured_lengths(recorded, tmp_
 
 
 def test_emobox_rows_have_the_columns_that_its_reader_uses(recorded, tmp_path):
-    write_emobox(recorded, tmp_path, "own")
+    write_emobox(recorded, tmp_path / "own.jsonl")
     row = json.loads((tmp_path / "own.jsonl").read_text().splitlines()[0])
     assert {key: row[key] for key in list(row)[:10]} == {
-        "key": "own-r0", "dataset": "own", "wav": "audio/r0.wav", "type": "raw", "sample_rate": 8000, "num_frame": 800.0,
-        "task": "category", "length": 0.1, "emo": "angry", "channel": 2,
+        "key": "own-r0", "dataset": "own", "wav": "audio/r0.wav", "type": "raw", "sample_rate": 8000,
+        "num_frame": 800.0, "task": "category", "length": 0.1, "emo": "angry", "channel": 2,
     }  # fmt: skip
     assert json.loads((tmp_path / "label_map.json").read_text()) == {
         "angry": "Angry", "sad": "Sad", "frustrated": "Frustrated",
@@ -119,7 +119,7 @@ def test_emobox_keeps_spans(recorded, tmp_path):
         Utterance(item.id, item.audio, label=item.label, start_s=start_s, end_s=end_s)
         for item, (start_s, end_s) in zip(recorded, spans, strict=True)
     ]
-    write_emobox(Manifest(cut, recorded.folder), tmp_path, "own")
+    write_emobox(Manifest(cut, recorded.folder), tmp_path / "own.jsonl")
     back = EmoBox().manifest(tmp_path)
     assert [(item.start_s, item.end_s) for item in back] == [(0.0, 0.05), (0.05, 0.1), (0.025, 0.075), (None, None)]
     assert [item.extra["num_samples"] for item in back] == [400, 400, 400, 800]
@@ -131,7 +131,7 @@ def test_emobox_writes_a_fixed_split_as_one_fold(recorded, tmp_path):
         Utterance(item.id, item.audio, label=item.label, extra={"split": name})
         for item, name in zip(recorded, splits, strict=True)
     ]
-    write_emobox(Manifest(split, recorded.folder), tmp_path, "own")
+    write_emobox(Manifest(split, recorded.folder), tmp_path / "own.jsonl")
     assert (tmp_path / "fold_1" / "own_valid_fold_1.jsonl").is_file()
     assert [item.extra["split"] for item in EmoBox().manifest(tmp_path)] == splits
 
@@ -146,13 +146,13 @@ def test_emobox_keeps_validation_lists(recorded, tmp_path):
         )
         for item in recorded
     ]
-    write_emobox(Manifest(held_out, recorded.folder), tmp_path, "own")
+    write_emobox(Manifest(held_out, recorded.folder), tmp_path / "own.jsonl")
     assert [item.extra.get("validation_folds") for item in EmoBox().manifest(tmp_path)] == [None, ["1"], None, None]
 
 
 def test_emobox_writes_the_class_where_the_corpus_label_does_not_decide_it(recorded, tmp_path):
     same = [Utterance(item.id, item.audio, label=item.label, extra={"corpus_label": "x"}) for item in recorded]
-    write_emobox(Manifest(same, recorded.folder), tmp_path, "own")
+    write_emobox(Manifest(same, recorded.folder), tmp_path / "own.jsonl")
     assert [item.label for item in EmoBox().manifest(tmp_path)] == ["angry", "sad", "angry", "frustrated"]
 
 
@@ -169,30 +169,28 @@ def test_emobox_writes_the_class_where_the_corpus_label_does_not_decide_it(recor
 def test_emobox_refuses_what_its_lists_cannot_say(change, message, recorded, tmp_path):
     changed = [Utterance(**{**vars(recorded[0]), **change}), *recorded[1:]]
     with pytest.raises(ManifestError, match=message):
-        write_emobox(Manifest(changed, recorded.folder), tmp_path, "own")
+        write_emobox(Manifest(changed, recorded.folder), tmp_path / "own.jsonl")
     assert not (tmp_path / "own.jsonl").exists()
 
 
-def test_emobox_refuses_one_fold_a_split_it_does_not_know_and_a_name_that_is_a_path(recorded, tmp_path):
+def test_emobox_refuses_a_single_fold_and_a_split_that_it_does_not_know(recorded, tmp_path):
     with pytest.raises(ManifestError, match="nothing would be left to train on"):
-        write_emobox(recorded.select(["r0", "r2"]), tmp_path, "own")
+        write_emobox(recorded.select(["r0", "r2"]), tmp_path / "own.jsonl")
     odd = [Utterance(item.id, item.audio, label=item.label, extra={"split": "dev"}) for item in recorded]
     with pytest.raises(ManifestError, match="no usable 'split'.*'dev'.*train, validation, test"):
-        write_emobox(Manifest(odd, recorded.folder), tmp_path, "own")
-    with pytest.raises(ManifestError, match="no name for a data set"):
-        write_emobox(recorded, tmp_path, "../own")
+        write_emobox(Manifest(odd, recorded.folder), tmp_path / "own.jsonl")
 
 
 def test_emobox_refuses_a_recording_that_is_none(recorded, tmp_path):
     (tmp_path / "audio" / "r0.wav").write_text("not audio")
     with pytest.raises(AudioError, match=r"r0\.wav' cannot be decoded"):
-        write_emobox(recorded, tmp_path, "own")
+        write_emobox(recorded, tmp_path / "own.jsonl")
 
 
 @pytest.mark.parametrize("dataset", ["iemocap", "emodb", "ravdess"])
 def test_the_real_emobox_lists_come_back_row_by_row(dataset, shared_data, tmp_path):
     source = shared_data / "emobox" / dataset
-    write_emobox(EmoBox().manifest(source), tmp_path, dataset)
+    write_emobox(EmoBox().manifest(source), tmp_path / f"{dataset}.jsonl")
     lists = [
         path.relative_to(source)
         for path in source.rglob("*.jsonl")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from makers import speech_checkpoint, tone
 from transformers import AutoModel
 
@@ -39,9 +40,15 @@ def direct(checkpoint: Path, samples: np.ndarray) -> np.ndarray:
     """Return ``(layers, frames, dim)`` as transformers gives them, on samples normalised as its extractor does."""
     model = AutoModel.from_pretrained(checkpoint).eval()
     values = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+    last: list[torch.Tensor] = []
+    model.encoder.layers[-1].register_forward_hook(
+        lambda _, __, output: last.append(output[0] if isinstance(output, tuple) else output)
+    )
     with torch.inference_mode():
-        output = model(torch.from_numpy(values)[None], output_hidden_states=True)
-    return torch.cat(output.hidden_states).numpy()
+        states = model(torch.from_numpy(values)[None], output_hidden_states=True).hidden_states
+    if transformers.__version__.startswith("4."):  # there the last state may be behind the encoder's final norm
+        states = (*states[:-1], last[0])
+    return torch.cat(states).numpy()
 
 
 def test_frames_equal_the_model_called_directly(checkpoint: Path) -> None:

@@ -6,7 +6,12 @@ from typing import Any
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _WORDS = ["the", "weather", "is", "love", "##ly", "today", "so", "happy", "sad", "it", "s", "'", ".", ",", "!", "un"]
-VOCABULARY = [*_SPECIAL, *_WORDS, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"), *"abcdefghijklmnopqrstuvwxyz"]
+VOCABULARY = [
+    *_SPECIAL,
+    *_WORDS,
+    *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
+    *"abcdefghijklmnopqrstuvwxyz",
+]
 
 _SIZES: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2},

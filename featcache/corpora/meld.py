@@ -69,29 +69,33 @@ class Meld(Corpus):
 
 
 def _read(path: Path, split: str) -> Iterator[Utterance]:
-    reader = csv.DictReader(io.StringIO(read_text(path).translate(_REPAIRS), newline=""))
+    reader = csv.DictReader(io.StringIO(read_text(path).translate(_REPAIRS), newline=""), strict=True)
     missing = sorted(_COLUMNS - set(reader.fieldnames or []))
     if missing:
         raise CorpusError(
             f"{str(path)!r} has no column {', '.join(missing)}. It has: {', '.join(reader.fieldnames or []) or 'none'}."
         )
-    for row in reader:
-        where = f"{str(path)!r}, line {reader.line_num}"
-        if None in row or None in row.values():
-            raise CorpusError(f"{where}: a row of another length than the header's: {list(row.values())}.")
-        if row["Emotion"].strip().lower() not in CLASS_OF:
-            raise CorpusError(f"{where}: the emotion {row['Emotion']!r} is none of {', '.join(sorted(CLASS_OF))}.")
-        try:
-            yield _utterance(row, split)
-        except ValueError as error:
-            raise CorpusError(
-                f"{where}: Dialogue_ID, Utterance_ID, Season and Episode must be whole numbers: {error}."
-            ) from None
+    try:
+        for row in reader:
+            yield _utterance(row, split, f"{str(path)!r}, line {reader.line_num}")
+    except csv.Error as error:
+        raise CorpusError(f"{str(path)!r}, line {reader.line_num}: {error}. Is a quotation mark missing?") from None
 
 
-def _utterance(row: dict[str, str], split: str) -> Utterance:
-    dialogue, turn = int(row["Dialogue_ID"]), int(row["Utterance_ID"])
+def _utterance(row: dict[str, str], split: str, where: str) -> Utterance:
+    if None in row or None in row.values():
+        raise CorpusError(f"{where}: a row of another length than the header's: {list(row.values())}.")
     emotion = row["Emotion"].strip().lower()
+    if emotion not in CLASS_OF:
+        raise CorpusError(f"{where}: the emotion {row['Emotion']!r} is none of {', '.join(sorted(CLASS_OF))}.")
+    try:
+        dialogue, turn, season, episode = (
+            int(row[column]) for column in ("Dialogue_ID", "Utterance_ID", "Season", "Episode")
+        )
+    except ValueError as error:
+        raise CorpusError(
+            f"{where}: Dialogue_ID, Utterance_ID, Season and Episode must be whole numbers: {error}."
+        ) from None
     session = f"{split}_dia{dialogue}"
     return Utterance(
         f"{session}_utt{turn}",
@@ -104,8 +108,8 @@ def _utterance(row: dict[str, str], split: str) -> Utterance:
             "split": _SPLITS[split],
             "sentiment": row["Sentiment"],
             "turn": turn,
-            "season": int(row["Season"]),
-            "episode": int(row["Episode"]),
+            "season": season,
+            "episode": episode,
             "start_time": row["StartTime"],
             "end_time": row["EndTime"],
         },

@@ -234,8 +234,17 @@ class TokenStatesExtractor(Extractor):
         return most if wanted is None else wanted
 
     def _tokenize(self, text: str) -> _Tokens:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise StreamError(f"its text {text[:40]!r} holds half a surrogate pair. Correct the text.") from None
         encoded = self._tokenizer(
-            text, return_special_tokens_mask=True, return_offsets_mapping=True, truncation=False, verbose=False
+            text,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=True,
+            truncation=False,
+            split_special_tokens=True,  # "[SEP]" or "<pad>" in a transcript is text like any other
+            verbose=False,
         )
         special = np.asarray(encoded["special_tokens_mask"], bool)
         num_tokens = int((~special).sum())

@@ -1,0 +1,83 @@
+"""How a run was made, in words, from its ``config.yaml``.
+
+The words are those of :mod:`pipelines.train_heads` and :mod:`pipelines.fuse`. A folder made by another program may
+say less, or other things in their place: what is not understood is not shown here, and the page shows the whole file.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from heads.folds import KINDS
+from pipelines.reporting.wording import distinct, text, texts
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts: the header, and rows of as many cells."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def inputs(config: Mapping[str, Any]) -> str:
+    """Return what a run reads: its streams, or the runs it fuses with their weights; nothing where it does not say."""
+    if "fused" not in config:
+        streams = config.get("streams")
+        return ", ".join(texts(list(streams) if isinstance(streams, Mapping) else streams))
+    fused, weights = distinct(texts(config["fused"])), texts(config.get("weights"))
+    if len(fused) == len(weights):
+        fused = [f"{name} × {weight}" for name, weight in zip(fused, weights, strict=True)]
+    return " + ".join(fused)
+
+
+def folds(config: Mapping[str, Any], num_folds: int) -> str:
+    """Return the kind of folds, where the run says it, and how many there are."""
+    count = f"{num_folds} fold" + ("" if num_folds == 1 else "s")
+    # Folds from a file are called by its name.
+    kind = PurePath(text(config.get("folds"))).name
+    return f"{kind}, {count}" if kind else count
+
+
+def chosen(config: Mapping[str, Any], folds: Sequence[str]) -> Table | None:
+    """Return the settings that each fold chose, or None where the run does not say."""
+    value = config.get("chosen")
+    if not isinstance(value, Mapping):
+        return None
+    by_fold = {str(fold): settings for fold, settings in value.items() if isinstance(settings, Mapping)}
+    rows = [(fold, by_fold[fold]) for fold in folds if fold in by_fold]
+    names = list(dict.fromkeys(name for _, settings in rows for name in settings))
+    if not names:
+        return None
+    cells = [[fold, *(text(settings.get(name)) for name in names)] for fold, settings in rows]
+    return Table(["fold", *map(str, names)], cells)
+
+
+def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return terms and texts on how a run was made; only of what it says."""
+    validation, by = text(config.get("validation")), text(config.get("validation_by"))
+    dropped, seconds = text(config.get("dropped")), config.get("seconds")
+    found = {
+        "Head": text(config.get("head")),
+        "Head settings": text(config.get("settings")),
+        "Fused runs": inputs(config) if "fused" in config else "",
+        "Fused in space": text(config.get("space")),
+        "Standardised": text(config.get("standardise")),
+        "Streams": text(config.get("streams")),
+        "Label": text(config.get("label")),
+        "Folds": _kind(text(config.get("folds"))),
+        "Validation": f"{validation} of train" + (f", by {by}" if by else "") if validation else "",
+        "Training": text(config.get("fit")),
+        "Left out": f"{dropped} utterances that a stream lacks" if dropped not in ("", "0") else "",
+        "Training time": f"{seconds:.1f} s" if isinstance(seconds, int | float) else "",
+        "Versions": text(config.get("versions")),
+        "Digest": text(config.get("digest")),
+    }
+    return [(term, words) for term, words in found.items() if words]
+
+
+def _kind(kind: str) -> str:
+    family = kind.partition(":")[0]
+    meaning = next((words for name, words in KINDS.items() if name.partition(":")[0] == family), "")
+    return f"{kind} ({meaning})" if kind and meaning else kind

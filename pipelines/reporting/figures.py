@@ -1,0 +1,114 @@
+"""A run's figures, each with a title, a caption, and words for those who do not see it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from heads.metrics import Pooled, recalls
+from heads.runs import Run
+from pipelines.reporting import plots
+from pipelines.reporting.details import Curves, LayerSweep, LayerWeights
+from pipelines.reporting.svg import inline
+from pipelines.reporting.wording import TITLES, percent
+
+_WIDEST_IN = 5.0
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of a page.
+
+    Attributes:
+        title: what it shows.
+        svg: the ``<svg>`` element.
+        caption: what to know to read it.
+        wide: whether it needs a row of the page for itself.
+    """
+
+    title: str
+    svg: Markup
+    caption: str
+    wide: bool
+
+
+def make_plot(ident: str, title: str, figure: Figure, label: str, caption: str) -> Plot:
+    """Return a figure for a page.
+
+    Args:
+        ident: unique on the page; goes before the figure's ids.
+        title: what it shows.
+        figure: the figure.
+        label: its content in words.
+        caption: what to know to read it.
+    """
+    return Plot(title, inline(figure, ident, f"{title}. {label}"), caption, figure.get_size_inches()[0] > _WIDEST_IN)
+
+
+def recall(run: Run, ident: str) -> Plot:
+    """Return the recall of each class."""
+    classes, folds = run.scores.classes, run.metrics["folds"]
+    pooled = _recalls(run.metrics["pooled"])
+    figure = plots.recall(classes, pooled, np.array([_recalls(fold) for fold in folds]))
+    caption = "Bars: all folds pooled." + (" Dots: each fold, the first on top." if len(folds) > 1 else "")
+    return make_plot(ident, "Recall of each class", figure, _percentages(zip(classes, pooled, strict=True)), caption)
+
+
+def by_fold(run: Run, ident: str) -> Plot:
+    """Return UA and WA of every fold."""
+    folds = run.metrics["folds"]
+    names, ua = [fold["fold"] for fold in folds], [fold["ua"] for fold in folds]
+    figure = plots.by_fold(names, ua, [fold["wa"] for fold in folds], run.metrics["mean"]["ua"])
+    label = "UA: " + _percentages(zip(names, ua, strict=True))
+    return make_plot(ident, "Fold by fold", figure, label, "The numbers are in the table of folds.")
+
+
+def curves(found: Curves, ident: str) -> Plot:
+    """Return the learning curves."""
+    kept = [curve.validation[curve.best] for curve in found.by_fold.values() if curve.best is not None]
+    label = f"Loss on train and {TITLES[found.metric]} on validation by optimiser step, {len(found.by_fold)} folds."
+    label += f" Best on validation: {percent(min(kept))} to {percent(max(kept))} percent." if kept else ""
+    caption = "A line for each fold, of the setting it chose. Rings: the weights that were kept, best on validation."
+    return make_plot(ident, "Learning curves", plots.curves(found), label, caption)
+
+
+def layer_weights(found: LayerWeights, ident: str) -> Plot:
+    """Return the weight of each layer, as a heat map over folds."""
+    mean = found.values.mean(axis=0)
+    top = int(mean.argmax())
+    largest = f"Largest mean: layer {found.layers[top]}, {found.names[top]} ({mean[top]:.3f})."
+    label = f"{len(found.layers)} layers, {len(found.folds)} folds. {largest}"
+    caption = f"Above: mean over folds; dashed, all layers alike. Below: full colour is {found.values.max():.3f}. "
+    return make_plot(ident, "Layer weights", plots.layer_weights(found), label, caption + largest)
+
+
+def by_layer(found: LayerSweep, metric: str, ident: str) -> Plot:
+    """Return a metric by layer, on validation and on test.
+
+    Args:
+        found: the layers.
+        metric: what the metric is called.
+        ident: unique on the page.
+    """
+    test = _percentages(zip((f"layer {layer}" for layer in found.layers), found.test.mean(axis=0), strict=True))
+    picks = ", ".join(
+        f"layer {layer} in {count}" for layer, count in zip(found.layers, found.num_chosen, strict=True) if count
+    )
+    chosen = f"Folds in which validation chose a layer: {picks}." if picks else ""
+    caption = (
+        "Means over folds. Rings: layers that validation chose, with the number of folds that did. Nothing is chosen "
+        "on test: the highest point of the dashed line is not a result."
+    )
+    label = f"On test: {test}. {chosen}"
+    return make_plot(ident, f"{metric} by layer", plots.by_layer(found, metric), label, caption)
+
+
+def _recalls(measured: Pooled) -> NDArray[np.float64]:
+    return recalls(np.array(measured["confusion"], np.int64))
+
+
+def _percentages(pairs: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {percent(value)} %" for name, value in pairs)

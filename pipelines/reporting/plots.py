@@ -1,0 +1,199 @@
+"""The report's figures, drawn with matplotlib's object-oriented interface inside :func:`pipelines.reporting.svg.style`.
+
+Each function takes numbers and returns a figure, in percent where a metric is shown. Colour never stands alone: what
+is told apart by it is told apart by shape or line style too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
+from numpy.typing import NDArray
+
+from pipelines.reporting.details import Curves, LayerSweep, LayerWeights
+from pipelines.reporting.svg import FIRST, GRID, INK, MUTED, SECOND, plain
+
+_WIDTH = 4.6
+_LEGEND: dict[str, Any] = {
+    "loc": "lower left",
+    "bbox_to_anchor": (0, 1),
+    "borderaxespad": 0.2,
+    "handlelength": 1.6,
+    "ncols": 3,
+}
+_MOST_TICKS = 16
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A line of the comparison: a run's name, a metric in every fold, and its mean and standard deviation."""
+
+    name: str
+    folds: Sequence[float]
+    mean: float
+    std: float | None
+
+
+def comparison(bars: Sequence[Bar], chance: float) -> Figure:
+    """Draw a metric of several runs: every fold, and the mean with one standard deviation to both sides.
+
+    Args:
+        bars: the runs, from top to bottom.
+        chance: what guessing gives; drawn where the runs come near it.
+    """
+    figure = Figure(figsize=(_WIDTH, 0.85 + 0.36 * len(bars)))
+    axes = figure.add_subplot()
+    for row, bar in enumerate(bars):
+        # Folds of nearly the same value lie beside each other instead of hiding each other.
+        offsets = np.linspace(-0.22, 0.22, len(bar.folds)) if len(bar.folds) > 1 else [0.0]
+        axes.plot(_percent(bar.folds), row + np.asarray(offsets), "o", color=MUTED, alpha=0.55, markersize=4, mew=0)
+        spread = None if bar.std is None else 100 * bar.std
+        axes.errorbar(100 * bar.mean, row, xerr=spread, fmt="D", color=FIRST, markersize=6, capsize=4, linewidth=1.8)
+    lowest = min(value for bar in bars for value in (*bar.folds, bar.mean - (bar.std or 0)))
+    highest = max(value for bar in bars for value in (*bar.folds, bar.mean + (bar.std or 0)))
+    axes.axvline(100 * chance, color=SECOND, linestyle="--", linewidth=1)
+    axes.set_xlim(max(0, 100 * lowest - 3), min(100, 100 * highest) + 3)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_yticks(range(len(bars)), [plain(bar.name, 24) for bar in bars], color=INK)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("UA (%)")
+    return figure
+
+
+def recall(classes: Sequence[str], pooled: NDArray[np.float64], by_fold: NDArray[np.float64]) -> Figure:
+    """Draw the recall of each class.
+
+    Args:
+        classes: names.
+        pooled: (classes,) over all folds; NaN for a class that does not occur.
+        by_fold: (folds, classes) of each fold.
+    """
+    figure = Figure(figsize=(_WIDTH, 0.8 + 0.36 * len(classes)))
+    axes = figure.add_subplot()
+    rows = np.arange(len(classes))
+    axes.barh(rows, 100 * np.nan_to_num(pooled), color=FIRST, alpha=0.35, height=0.66)
+    if len(by_fold) > 1:
+        offsets = np.linspace(-0.2, 0.2, len(by_fold))[:, None]
+        axes.plot((100 * by_fold).ravel(), (rows + offsets).ravel(), "o", color=FIRST, markersize=3.5, mew=0)
+    axes.set_yticks(rows, [plain(name) for name in classes], color=INK)
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.set_xlim(0, 102)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("recall (%)")
+    return figure
+
+
+def by_fold(names: Sequence[str], ua: Sequence[float], wa: Sequence[float], mean_ua: float) -> Figure:
+    """Draw UA and WA of every fold, and the mean UA."""
+    figure = Figure(figsize=(_wide(len(names), 0.3), 2.7))
+    axes = figure.add_subplot()
+    places = np.arange(len(names))
+    axes.plot(places - 0.08, _percent(ua), "o", color=FIRST, markersize=6, label="UA")
+    axes.plot(places + 0.08, _percent(wa), "s", color=SECOND, markersize=5.5, fillstyle="none", mew=1.5, label="WA")
+    axes.axhline(100 * mean_ua, color=FIRST, linestyle="--", linewidth=1, label="mean UA")
+    turned = len(names) > 8 or max(map(len, names)) > 6
+    axes.set_xticks(places, [plain(name, 14) for name in names], rotation=60 if turned else 0, color=INK)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0, low - 4), min(101, high + 4))
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("fold")
+    axes.set_ylabel("%")
+    axes.legend(**_LEGEND)
+    return figure
+
+
+def curves(found: Curves) -> Figure:
+    """Draw loss and metric against steps: a thin line for each fold, a ring where its weights were kept."""
+    figure = Figure(figsize=(_WIDTH, 3.7))
+    above, below = figure.subplots(2, 1, sharex=True)
+    opacity = max(0.25, 0.9 - 0.08 * len(found.by_fold))
+    for curve in found.by_fold.values():
+        finite = np.where(np.isfinite(curve.loss), curve.loss, np.nan)
+        above.plot(curve.steps, finite, color=FIRST, alpha=opacity, linewidth=1.2)
+        below.plot(curve.steps, _percent(curve.validation), color=FIRST, alpha=opacity, linewidth=1.2)
+        if curve.best is not None:
+            place = curve.steps[curve.best], 100 * curve.validation[curve.best]
+            below.plot(*place, "o", color=SECOND, markersize=6, fillstyle="none", mew=1.5)
+    above.set_ylabel("train loss")
+    above.set_ylim(bottom=0)
+    below.set_ylabel(f"validation {found.metric.upper()} (%)")
+    below.set_xlabel("optimiser steps")
+    below.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def layer_weights(found: LayerWeights) -> Figure:
+    """Draw what each layer contributes: the mean over folds as bars, every fold as a row of a heat map."""
+    num_folds, num_layers = found.values.shape
+    heat_height = min(0.2 * num_folds, 4.0) + 0.3
+    figure = Figure(figsize=(_wide(num_layers, 0.2), 1.9 + heat_height))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, heat_height))
+    places = np.arange(num_layers)
+    above.bar(places, found.values.mean(axis=0), color=FIRST, alpha=0.6, width=0.8)
+    above.axhline(1 / num_layers, color=SECOND, linestyle="--", linewidth=1)
+    above.set_ylabel("mean weight")
+    above.grid(visible=False, axis="x")
+    # Opacity, not colour, carries the weight: it reads on light and on dark alike.
+    highest = found.values.max()
+    opacity = np.clip(found.values / highest, 0, 1) if highest > 0 else np.zeros_like(found.values)
+    left, top = np.meshgrid(places - 0.5, np.arange(num_folds) - 0.5)
+    below.bar(
+        left.ravel() + 0.5,
+        np.ones(left.size),
+        width=1.0,
+        bottom=top.ravel(),
+        color=[(FIRST, float(share)) for share in opacity.ravel()],
+    )
+    below.set_ylim(num_folds - 0.5, -0.5)
+    below.set_xlim(-0.6, num_layers - 0.4)
+    below.grid(visible=False)
+    _thin(below, found.layers)
+    shown = range(0, num_folds, -(-num_folds // 20))
+    below.set_yticks(list(shown), [plain(found.folds[row], 10) for row in shown], color=INK)
+    below.set_xlabel("layer")
+    below.set_ylabel("fold")
+    return figure
+
+
+def by_layer(found: LayerSweep, metric: str) -> Figure:
+    """Draw a metric on validation and on test against the layer, and mark the layers that validation chose."""
+    figure = Figure(figsize=(_wide(len(found.layers), 0.2), 3.0))
+    axes = figure.add_subplot()
+    places = np.arange(len(found.layers))
+    validation, test = 100 * found.validation.mean(axis=0), 100 * found.test.mean(axis=0)
+    axes.plot(places, validation, "-o", color=FIRST, markersize=3.5, label="validation (chooses)")
+    axes.plot(places, test, "--s", color=SECOND, markersize=3.5, fillstyle="none", label="test (chooses nothing)")
+    chosen = np.flatnonzero(found.num_chosen)
+    axes.plot(chosen, validation[chosen], "o", color=INK, markersize=9, fillstyle="none", mew=1.4, label="chosen")
+    for place in chosen:
+        where = (place, validation[place])
+        axes.annotate(str(found.num_chosen[place]), where, (0, 8), textcoords="offset points", ha="center", color=INK)
+    axes.margins(y=0.16)
+    axes.set_xlim(-0.6, len(places) - 0.4)
+    _thin(axes, found.layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel(f"{metric}, mean over folds (%)")
+    axes.legend(**_LEGEND)
+    return figure
+
+
+def _percent(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    return 100 * np.asarray(values, np.float64)
+
+
+def _wide(count: int, each: float) -> float:
+    """Return a figure's width in inches: the usual one, or more where `count` things need it."""
+    return max(_WIDTH, 0.9 + each * count)
+
+
+def _thin(axes: Axes, layers: Sequence[int]) -> None:
+    """Label at most `_MOST_TICKS` layers, at even distances."""
+    places = range(0, len(layers), -(-len(layers) // _MOST_TICKS))
+    axes.xaxis.set_major_locator(FixedLocator(list(places)))
+    axes.set_xticklabels([str(layers[place]) for place in places], color=INK)
+    axes.tick_params(axis="x", color=GRID)

@@ -1,0 +1,156 @@
+"""What the report says of one run, ready for a template. Text is plain here; the template escapes it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import yaml
+
+from heads.metrics import recalls
+from heads.runs import Run
+from pipelines.reporting import facts, figures
+from pipelines.reporting.details import Candidates, read_candidates, read_curves, read_layer_weights
+from pipelines.reporting.facts import Table
+from pipelines.reporting.figures import Plot
+from pipelines.reporting.wording import TITLES, percent, text, texts
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """A class: how often it occurs, its recall, and count and share of what it was taken for, class by class."""
+
+    name: str
+    num_utterances: int
+    recall: float | None
+    cells: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One run, as the page shows it.
+
+    Attributes:
+        ident: the section's id on the page.
+        name: what tells the run from the others.
+        run: the run.
+        head: name of the head; empty where unknown.
+        inputs: streams it reads, or runs it fuses; empty where unknown.
+        folds: kind of the folds where it is known, and their number.
+        speaker_independent: ``yes``, ``no`` or ``not stated``.
+        synthetic: made from synthetic speech.
+        leaks: protocol errors that were allowed.
+        warnings: other findings of the protocol checks.
+        num_utterances: utterances that were scored; one scored in several folds counts once.
+        confusion: a row for each class, pooled over folds.
+        plots: figures.
+        chosen: settings that validation chose, fold by fold; None where there were none.
+        candidates: what was tried; None where there was no choice.
+        facts: how the run was made: terms and texts.
+        config: all of ``config.yaml``; empty where there is none.
+    """
+
+    ident: str
+    name: str
+    run: Run
+    head: str
+    inputs: str
+    folds: str
+    speaker_independent: str
+    synthetic: bool
+    leaks: Sequence[str]
+    warnings: Sequence[str]
+    num_utterances: int
+    confusion: Sequence[ConfusionRow]
+    plots: Sequence[Plot]
+    chosen: Table | None
+    candidates: Table | None
+    facts: Sequence[tuple[str, str]]
+    config: str
+
+
+def make_section(run: Run, ident: str, name: str) -> Section:
+    """Return what the page shows of a run; to be called inside :func:`pipelines.reporting.svg.style`.
+
+    Args:
+        run: the run.
+        ident: id of its section, unique on the page.
+        name: what tells the run from the others.
+
+    Raises:
+        ScoresError: a file in the run's folder is not usable.
+    """
+    config = run.config or {}
+    names = [fold["fold"] for fold in run.metrics["folds"]]
+    # A fused run is not trained: were such files in its folder, they would be of a run that lay there before.
+    candidates = None if "fused" in config else read_candidates(run.folder, names)
+    independent = config.get("speaker_independent")
+    leaks = list(dict.fromkeys(texts(config.get("allowed_leaks"))))
+    return Section(
+        ident=ident,
+        name=name,
+        run=run,
+        head=text(config.get("head")),
+        inputs=facts.inputs(config),
+        folds=facts.folds(config, len(names)),
+        speaker_independent="not stated" if independent is None else text(bool(independent)),
+        synthetic=bool(config.get("synthetic")),
+        leaks=leaks,
+        warnings=[problem for problem in dict.fromkeys(texts(config.get("problems"))) if problem not in leaks],
+        num_utterances=len(set(run.scores.ids)),
+        confusion=_confusion(run),
+        plots=list(_plots(run, ident, names, candidates)),
+        chosen=facts.chosen(config, names),
+        candidates=_tried(candidates),
+        facts=facts.facts(config),
+        config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True) if config else "",
+    )
+
+
+def _confusion(run: Run) -> list[ConfusionRow]:
+    counts = np.array(run.metrics["pooled"]["confusion"], np.int64)
+    rows = []
+    for name, row, recall in zip(run.scores.classes, counts, recalls(counts), strict=True):
+        total = int(row.sum())
+        cells = [(int(count), float(count / total) if total else 0.0) for count in row]
+        rows.append(ConfusionRow(name, total, None if np.isnan(recall) else float(recall), cells))
+    return rows
+
+
+def _plots(run: Run, ident: str, names: Sequence[str], candidates: Candidates | None) -> Iterator[Plot]:
+    config = run.config or {}
+    yield figures.recall(run, f"{ident}-recall")
+    if len(names) > 1:
+        yield figures.by_fold(run, f"{ident}-folds")
+    if "fused" in config:
+        return
+    curves, weights = read_curves(run.folder, names), read_layer_weights(run.folder, names)
+    if curves is not None:
+        yield figures.curves(curves, f"{ident}-curves")
+    if weights is not None:
+        yield figures.layer_weights(weights, f"{ident}-weights")
+    sweep = None if candidates is None else candidates.by_layer()
+    if sweep is not None:
+        fit = config.get("fit")
+        metric = TITLES.get(str(fit.get("select_by")), "Metric") if isinstance(fit, Mapping) else "Metric"
+        yield figures.by_layer(sweep, metric, f"{ident}-layers")
+
+
+def _tried(candidates: Candidates | None) -> Table | None:
+    """Return every setting that was tried, over folds; None where there was nothing to choose."""
+    summaries = [] if candidates is None else candidates.by_setting()
+    if candidates is None or len(summaries) < 2:
+        return None
+    names = dict(zip(candidates.settings.get("layer", ()), candidates.layer_names, strict=False))
+    place = candidates.varied.index("layer") if "layer" in candidates.varied and any(names.values()) else None
+    header = [*candidates.varied, *([] if place is None else ["layer name"])]
+    rows = [
+        [
+            *one.values,
+            *([] if place is None else [names[one.values[place]]]),
+            percent(one.validation),
+            percent(one.test),
+            f"{one.num_chosen} of {one.num_folds}",
+        ]
+        for one in summaries
+    ]
+    return Table([*header, "validation (%)", "test (%)", "chosen, folds"], rows)

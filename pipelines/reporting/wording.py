@@ -1,0 +1,58 @@
+"""How numbers, settings and runs are put into words, the same everywhere in a report."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+TITLES: Mapping[str, str] = {"wa": "WA", "ua": "UA", "macro_f1": "macro-F1", "weighted_f1": "weighted F1"}
+"""The metrics of `heads.metrics.evaluate`, in the order of tables, and what readers call them."""
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as a percentage with one decimal, or a dash for none."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def spread(mean: float, std: float | None) -> str:
+    """Return ``mean ± std`` in percent; the mean alone where there is no standard deviation."""
+    return percent(mean) if std is None else f"{percent(mean)} ± {percent(std)}"
+
+
+def text(value: Any) -> str:
+    """Return a plain value as one line of text; nothing for None and for what is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} = {text(item) or 'none'}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return " | ".join(text(item) or "none" for item in value)
+    return str(value)
+
+
+def texts(value: Any) -> list[str]:
+    """Return what a configuration holds in the place of a list, as a list: nothing for None, one for a single value."""
+    if value is None:
+        return []
+    return [text(item) for item in value] if isinstance(value, list | tuple) else [text(value)]
+
+
+def distinct(paths: Sequence[str]) -> list[str]:
+    """Return the shortest ends of paths that tell them apart: ``run``, or ``a/run`` and ``b/run``.
+
+    Equal paths keep equal names.
+    """
+    parts = [PurePath(path).parts for path in paths]
+    lengths = dict.fromkeys(parts, 1)
+    while True:
+        ends = Counter(part[-length:] for part, length in lengths.items())
+        shared = [part for part, length in lengths.items() if ends[part[-length:]] > 1 and length < len(part)]
+        if not shared:
+            return [PurePath(*part[-lengths[part] :]).as_posix() for part in parts]
+        for part in shared:
+            lengths[part] += 1

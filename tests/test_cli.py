@@ -1,0 +1,241 @@
+"""The commands, as a user runs them: from a corpus on disk to scores, and what they say when something is wrong."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import typer
+from makers import speech_checkpoint, tone, write_corpus
+from typer.testing import CliRunner
+
+import featcache
+from featcache import Manifest, Utterance
+from heads.runs import read_run
+from pipelines.cli import app
+
+runner = CliRunner()
+
+
+def call(*arguments: object, code: int = 0) -> str:
+    """Run a command and return its standard output; an unexpected exit code fails with all it printed."""
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    if result.exit_code != code:
+        raise AssertionError(f"exit code {result.exit_code}, expected {code}\n{result.output}") from result.exception
+    return result.stdout
+
+
+def shell(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """24 recordings of 4 speakers in 2 sessions; class 'loud' is louder than class 'soft'."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = []
+    for number in range(24):
+        label = "loud" if number % 2 else "soft"
+        samples = tone(0.4 + 0.02 * (number % 5), seed=number) * (4.0 if label == "loud" else 0.5)
+        soundfile.write(folder / f"u{number:02d}.wav", samples, 16000, subtype="FLOAT")
+        speaker = number // 2 % 4
+        rows.append(
+            Utterance(
+                f"u{number:02d}", f"u{number:02d}.wav", label=label, text=f"sentence {number}",
+                speaker=f"s{speaker}", session=f"S{speaker // 2}",
+            )
+        )  # fmt: skip
+    Manifest(rows, folder).write(folder / "manifest.jsonl")
+    return folder / "manifest.jsonl"
+
+
+def test_from_recordings_to_scores_metrics_and_fusion(tmp_path: Path, manifest: Path) -> None:
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    output = call("extract", manifest, "--cache", cache, "--stream", "log_mel", "--stream", "ge2e_states")
+    assert output.count("24 computed, 0 present, 0 failed") == 2
+    assert "0 computed, 24 present" in call("extract", manifest, "--cache", cache, "--stream", "log_mel")
+    for number, head in enumerate(("layer_mix", "svm")):
+        output = call(
+            "train-heads", manifest, "--cache", cache, "--stream", "log_mel", "--head", head, "--folds", "speaker",
+            "--set", "fit.steps=60", "--set", "fit.eval_every=20", "--out", f"{run}{number}",
+        )  # fmt: skip
+        assert re.search(r"^mean ± std +\d+\.\d ± \d+\.\d", output, flags=re.MULTILINE)
+    found = read_run(f"{run}0")
+    assert sorted(found.scores.ids) == Manifest.read(manifest).ids
+    assert found.scores.classes == ("loud", "soft")
+    assert json.loads((tmp_path / "run0" / "metrics.json").read_text()) == found.metrics
+    for name in ("validation_scores.csv", "folds.json", "candidates.csv", "curves.csv", "weights.safetensors"):
+        assert (tmp_path / "run0" / name).stat().st_size > 0
+    call("fuse", f"{run}0", f"{run}1", "--weights", "0.6,1.0", "--out", tmp_path / "fused")
+    fused = read_run(tmp_path / "fused").scores
+    expected = (0.6 * found.scores.probabilities + 1.0 * read_run(f"{run}1").scores.probabilities) / 1.6
+    np.testing.assert_allclose(fused.probabilities, expected, rtol=1e-12)
+
+
+def test_a_run_is_not_trained_twice_nor_overwritten_by_another(tmp_path: Path, manifest: Path) -> None:
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    call("extract", manifest, "--cache", cache, "--stream", "log_mel", "--tier", "stats")
+    arguments = ["train-heads", manifest, "--cache", cache, "--stream", "log_mel", "--head", "svm", "--out", run]
+    assert "Wrote" in call(*arguments)
+    assert "Already there" in call(*arguments)
+    failed = shell(*arguments, "--set", "settings.C=2")
+    assert failed.returncode == 1
+    assert "holds another run. Give another --out, or --overwrite" in failed.stderr
+    assert "Wrote" in call(*arguments, "--set", "settings.C=2", "--overwrite")
+
+
+def test_hidden_states_of_a_folder_are_extracted_and_probed_layer_by_layer(tmp_path: Path, manifest: Path) -> None:
+    cache, checkpoint = tmp_path / "cache", speech_checkpoint(tmp_path / "model")
+    options = ["--stream", "hidden_states", "--set", f"hidden_states.checkpoint={checkpoint}", "--backend", "hdf5"]
+    plan = call("extract", manifest, "--cache", cache, *options, "--dry-run")
+    assert re.search(r"hidden_states-\w{8} +24 +0 +0 +0 +1", plan)
+    assert not cache.exists()
+    call("extract", manifest, "--cache", cache, *options)
+    call(
+        "train-heads", manifest, "--cache", cache, "--stream", "hidden_states", "--head", "linear_probe",
+        "--set", "fit.steps=30", "--set", "fit.eval_every=10", "--out", tmp_path / "run",
+    )  # fmt: skip
+    lines = (tmp_path / "run" / "candidates.csv").read_text().splitlines()
+    assert lines[0] == "fold,layer,learning_rate,weight_decay,layer_name,validation,test,chosen"
+    assert len(lines) == 1 + 2 * 4
+    assert "4 x 32" in call("info", cache)
+
+
+def test_bad_recordings_fail_alone_and_are_told_in_summary_index_and_exit_code(tmp_path: Path, manifest: Path) -> None:
+    cache, corpus = tmp_path / "cache", manifest.parent
+    soundfile.write(corpus / "u01.wav", np.zeros(0, np.float32), 16000)
+    soundfile.write(corpus / "u02.wav", np.zeros(4000, np.float32), 16000)
+    (corpus / "u03.wav").write_bytes(b"no audio")
+    (corpus / "u04.wav").unlink()
+    (corpus / "u05.wav").write_bytes((corpus / "u05.wav").read_bytes()[:9000])
+    soundfile.write(corpus / "u06.wav", np.full(4000, np.nan, np.float32), 16000, subtype="FLOAT")
+    output = call("extract", manifest, "--cache", cache, "--stream", "log_mel", code=3)
+    assert "18 computed, 0 present, 6 failed" in output
+    for name, reason in {
+        "u01": "empty",
+        "u02": "silence",
+        "u03": "decoded",
+        "u04": "no audio file",
+        "u05": "truncated",
+        "u06": "NaN",
+    }.items():
+        assert re.search(rf"failed: '{name}': .*{reason}", output)
+    assert sorted(featcache.open(cache)["log_mel"].failures) == ["u01", "u02", "u03", "u04", "u05", "u06"]
+    coverage = call("coverage", cache, manifest, code=3)
+    assert re.search(r"log_mel-\w{8} +18 +6 +0", coverage)
+    assert call("check", manifest, code=3).endswith("6 problems.\n")
+    train = [
+        "train-heads",
+        manifest,
+        "--cache",
+        cache,
+        "--stream",
+        "log_mel",
+        "--head",
+        "svm",
+        "--out",
+        tmp_path / "run",
+    ]
+    failed = shell(*train)
+    assert failed.returncode == 1
+    assert "lacks 6 of 24 utterances, such as 'u01'" in failed.stderr
+    left = shell(*train, "--missing", "drop")
+    assert left.returncode == 0
+    assert "6 utterances are left out" in left.stderr
+
+
+def test_check_tells_leaks_from_sound_folds(tmp_path: Path, manifest: Path) -> None:
+    assert call("check", manifest, "--folds", "speaker").endswith("No problems.\n")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        row["split"] = "test" if row["id"] < "u06" else "train"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "speaker" in call("check", manifest, "--folds", "split", code=3)
+
+
+def test_verify_says_nothing_of_a_whole_cache_and_names_what_is_broken(tmp_path: Path, manifest: Path) -> None:
+    cache = tmp_path / "cache"
+    call("extract", manifest, "--cache", cache, "--stream", "log_mel", "--backend", "hdf5")
+    assert "24 utterances checked (every byte compared), 0 problems." in call("verify", cache)
+    part = next(cache.glob("*/part-*.h5"))
+    part.write_bytes(part.read_bytes()[:-5000])
+    assert "run the same extract again" in call("verify", cache, code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "M", "--stream", "log_mell"], "no stream 'log_mell'. Known: "),
+        (["extract", "M", "--cache", "C"], "Say what to extract with --stream NAME"),
+        (["extract", "M", "--stream", "log_mel", "--set", "log_mel.bins=3"], "has no setting bins"),
+        (["extract", "M", "--stream", "log_mel", "--set", "ge2e.x=3"], "--set names ge2e, which is not extracted"),
+        (["extract", "M", "--stream", "log_mel", "--backend", "hdf6"], "no backend 'hdf6'. Known: hdf5, zarr"),
+        (["extract", "M", "--stream", "log_mel", "--dtype", "float8"], "Choose one of: float16, float32, int8"),
+        (["extract", "M", "--preset", "demoo"], "no preset 'demoo'. Known: demo"),
+        (["extract", "gone.jsonl", "--stream", "log_mel"], "There is no manifest 'gone.jsonl'"),
+        (["corpus", "iemocapp", "."], "no corpus 'iemocapp'. Known: "),
+        (["corpus", "emodb", "gone"], "There is no folder 'gone'"),
+        (["train-heads", "M", "--cache", "gone", "--stream", "x"], "There is no cache 'gone'"),
+        (["train-heads", "M", "--head", "transformer"], "no head 'transformer'. Known: layer_mix"),
+        (["fuse", "gone", "--weights", "1", "--out", "x"], "'gone' is not a run"),
+        (["fuse", "gone", "--weights", "a", "--out", "x"], "--weights takes numbers"),
+        (["info", "gone"], "There is no cache 'gone'"),
+        (["verify", "gone"], "There is no cache 'gone'"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path, [0.3]).write(tmp_path / "M")
+    result = runner.invoke(app, arguments)
+    assert isinstance(result.exception, featcache.FeatcacheError)
+    assert message in str(result.exception)
+
+
+def test_an_error_exits_with_1_and_without_a_traceback(tmp_path: Path) -> None:
+    result = shell("info", tmp_path / "gone")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: There is no cache")
+    assert "Traceback" not in result.stderr
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_and_option_has_help(name: str) -> None:
+    command = commands()[name]
+    assert command.help
+    for parameter in command.params:
+        assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_is_in_the_readme(name: str) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    assert f"featcache {name}" in readme
+
+
+def test_list_shows_every_plugin_with_its_title() -> None:
+    output = call("list")
+    for name in ("iemocap", "hidden_states", "layer_mix", "hdf5", "demo"):
+        assert re.search(rf"^  {name}\b", output, flags=re.MULTILINE)
+    assert "not usable" not in output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, featcache, pipelines.cli; "
+        "print([m for m in ('torch', 'transformers', 'librosa', 'sklearn', 'matplotlib') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
