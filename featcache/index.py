@@ -8,7 +8,8 @@ never changed after its commit.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,20 @@ class Index:
     arrays: Mapping[str, Any] = field(default_factory=dict)
     compressed: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The part's name, ``part-`` and 16 digits, from all that it holds but the wording of failures."""
-        content = {**asdict(self), "failures": sorted(self.failures)}
+        content = {**self._plain(), "failures": sorted(self.failures)}
         return f"part-{hashlib.sha256(canonical_json(content)).hexdigest()[:16]}"
 
     def write(self, folder: Path) -> None:
         """Commit the part: write its index into the stream's folder, atomically."""
-        write_json(folder / f"{self.name}.json", {"format": FORMAT, **asdict(self)})
+        write_json(folder / f"{self.name}.json", {"format": FORMAT, **self._plain()})
+
+    def _plain(self) -> dict[str, Any]:
+        """Return the fields as JSON values; `dataclasses.asdict` copies deeply, which thousands of entries feel."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**values, "entries": [vars(entry) for entry in self.entries]}
 
     @classmethod
     def read(cls, path: Path) -> "Index":

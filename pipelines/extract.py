@@ -139,10 +139,10 @@ class _Bar:
         if plan.parts:
             # By audio, since that is what takes the time; by utterances where there is none.
             self._by_audio = plan.audio_s > 0
-            total = plan.audio_s / 3600 if self._by_audio else len(plan.items)
+            self._total = plan.audio_s / 3600 if self._by_audio else len(plan.items)
             form = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(
-                total=total, desc=self._name, file=sys.stderr, unit="h" if self._by_audio else " utt",
+                total=self._total, desc=self._name, file=sys.stderr, unit="h" if self._by_audio else " utt",
                 bar_format=form if self._by_audio else None, mininterval=interval_s(),
             )  # fmt: skip
             self._count, self._all = 0, len(plan.items)
@@ -156,4 +156,4 @@ class _Bar:
         speed = f", {self._audio_s / elapsed:.1f} x real time" if self._by_audio else ""
         self._bar.set_postfix_str(f"{self._count}/{self._all} utterances{speed}", refresh=False)
         amount = audio_s / 3600 if self._by_audio else count
-        self._bar.update(min(amount, self._bar.total - self._bar.n))  # sums of hours are rounded
+        self._bar.update(min(amount, self._total - self._bar.n))  # sums of hours are rounded

@@ -21,7 +21,7 @@ from featcache.files import write_atomically
 from heads.runs import Run, read_run
 from heads.scores import match
 from pipelines.reporting.figures import Plot, make_plot
-from pipelines.reporting.plots import Bar, comparison
+from pipelines.reporting.plots import Entry, comparison
 from pipelines.reporting.section import Section, make_section
 from pipelines.reporting.svg import style
 from pipelines.reporting.wording import TITLES, distinct, percent, spread
@@ -72,9 +72,10 @@ def run(runs: Sequence[Path], out: Path, title: str) -> None:
 def _check_once(runs: Sequence[Path]) -> None:
     seen: dict[Path, Path] = {}
     for folder in runs:
-        first = seen.setdefault(folder.resolve(), folder)
-        if first is not folder:
-            raise ConfigError(f"{str(folder)!r} is the same run as {str(first)!r}. Name each run once.")
+        place = folder.resolve()
+        if place in seen:
+            raise ConfigError(f"{str(folder)!r} is the same run as {str(seen[place])!r}. Name each run once.")
+        seen[place] = folder
 
 
 def _groups(sections: Sequence[Section]) -> list[Group]:
@@ -105,16 +106,16 @@ def _difference(first: Section, other: Section) -> str:
 
 
 def _compare(sections: Sequence[Section], title: str, ident: str) -> Plot:
-    bars = [_bar(section.name, section.run) for section in sections]
+    entries = [_entry(section.name, section.run) for section in sections]
     chance = 1 / len(sections[0].run.scores.classes)
-    label = "; ".join(f"{bar.name} {spread(bar.mean, bar.std)} %" for bar in bars)
+    label = "; ".join(f"{entry.name} {spread(entry.mean, entry.std)} %" for entry in entries)
     caption = f"Diamonds: mean ± std over folds. Dots: each fold. Guessing gives {percent(chance)} %."
-    return make_plot(ident, title, comparison(bars, chance), label, caption)
+    return make_plot(ident, title, comparison(entries, chance), label, caption)
 
 
-def _bar(name: str, run: Run) -> Bar:
+def _entry(name: str, run: Run) -> Entry:
     metrics = run.metrics
-    return Bar(name, [fold["ua"] for fold in metrics["folds"]], metrics["mean"]["ua"], metrics["std"]["ua"])
+    return Entry(name, [fold["ua"] for fold in metrics["folds"]], metrics["mean"]["ua"], metrics["std"]["ua"])
 
 
 def _render(title: str, sections: Sequence[Section], groups: Sequence[Group]) -> str:

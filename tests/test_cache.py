@@ -12,9 +12,11 @@ import pytest
 import soundfile
 import zarr
 from makers import tone, write_corpus
+from zarr.storage import LocalStore
 
 import featcache
 from featcache import Manifest, Utterance
+from featcache.commit import StreamWriter, store
 from featcache.errors import CacheError, ConfigError, StreamError, UnknownNameError
 from featcache.extract import Options, Summary, extract
 from featcache.stream import Extractor, Features, Stream, StreamSpec
@@ -329,3 +331,40 @@ def test_an_index_that_was_changed_is_refused(tmp_path: Path, manifest: Manifest
     path.write_text(json.dumps(values))
     with pytest.raises(CacheError, match="does not match its name.*run the same extract again"):
         featcache.open(tmp_path / "cache")["ramp"]
+
+
+def test_plain_zarr_reads_little_more_than_a_window_needs(tmp_path: Path) -> None:
+    """Windows of 96 frames at random places: at most 1.5 times their bytes; whole layers: at most 1.1 times."""
+    generator = np.random.default_rng(0)
+    spec = StreamSpec("wide", 1, "audio", {}, ("a", "b", "c"), 64)
+    frames = generator.standard_normal((3, 2000, 64)).astype(np.float32)
+    with StreamWriter(tmp_path, spec, "zarr", "frames") as writer:
+        writer.commit([store("u", "0", 0, Features(frames), spec, "frames")], {})
+    stream = featcache.open(tmp_path)["wide"]
+    reads = CountingStore(stream.path / next(iter(stream.indices)) / "frames", read_only=True)
+    array = zarr.open_array(reads, mode="r")
+    reads.num_bytes = 0
+    places = generator.integers(0, 2000 - 96, size=40)
+    for start in places:
+        assert np.array_equal(array[:, start : start + 96], stream.window("u", int(start), 96))
+    needed = len(places) * 3 * 96 * 64 * 2
+    assert needed <= reads.num_bytes <= 1.5 * needed
+    reads.num_bytes = 0
+    assert np.array_equal(array[1], stream.window("u", 0, 2000, [1])[0])
+    assert 2000 * 64 * 2 <= reads.num_bytes <= 1.1 * 2000 * 64 * 2
+
+
+class CountingStore(LocalStore):
+    """A store that counts the bytes it gives out."""
+
+    num_bytes = 0
+
+    async def get(self, *arguments: Any, **options: Any) -> Any:
+        value = await super().get(*arguments, **options)
+        self.num_bytes += 0 if value is None else len(value)
+        return value
+
+    async def get_partial_values(self, *arguments: Any, **options: Any) -> Any:
+        values = await super().get_partial_values(*arguments, **options)
+        self.num_bytes += sum(len(value) for value in values if value is not None)
+        return values

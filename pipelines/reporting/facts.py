@@ -34,14 +34,13 @@ def inputs(config: Mapping[str, Any]) -> str:
 
 def folds(config: Mapping[str, Any], num_folds: int) -> str:
     """Return the kind of folds, where the run says it, and how many there are."""
-    count = f"{num_folds} fold" + ("" if num_folds == 1 else "s")
     # Folds from a file are called by its name.
     kind = PurePath(text(config.get("folds"))).name
-    return f"{kind}, {count}" if kind else count
+    return f"{kind} ({num_folds})" if kind else str(num_folds)
 
 
 def chosen(config: Mapping[str, Any], folds: Sequence[str]) -> Table | None:
-    """Return the settings that each fold chose, or None where the run does not say."""
+    """Return the settings each fold chose, in one row where all chose the same; None where the run does not say."""
     value = config.get("chosen")
     if not isinstance(value, Mapping):
         return None
@@ -51,6 +50,8 @@ def chosen(config: Mapping[str, Any], folds: Sequence[str]) -> Table | None:
     if not names:
         return None
     cells = [[fold, *(text(settings.get(name)) for name in names)] for fold, settings in rows]
+    if len(cells) > 1 and all(cell[1:] == cells[0][1:] for cell in cells):
+        cells = [["all", *cells[0][1:]]]
     return Table(["fold", *map(str, names)], cells)
 
 

@@ -103,7 +103,7 @@ def by_layer(found: LayerSweep, metric: str, ident: str) -> Plot:
         "on test: the highest point of the dashed line is not a result."
     )
     label = f"On test: {test}. {chosen}"
-    return make_plot(ident, f"{metric} by layer", plots.by_layer(found, metric), label, caption)
+    return make_plot(ident, f"{metric} by layer, chosen on validation", plots.by_layer(found, metric), label, caption)
 
 
 def _recalls(measured: Pooled) -> NDArray[np.float64]:

@@ -17,19 +17,16 @@ from numpy.typing import NDArray
 from pipelines.reporting.details import Curves, LayerSweep, LayerWeights
 from pipelines.reporting.svg import FIRST, GRID, INK, MUTED, SECOND, plain
 
-_WIDTH = 4.6
+_WIDTH = 4.4
 _LEGEND: dict[str, Any] = {
-    "loc": "lower left",
-    "bbox_to_anchor": (0, 1),
-    "borderaxespad": 0.2,
-    "handlelength": 1.6,
-    "ncols": 3,
-}
-_MOST_TICKS = 16
+    "loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderaxespad": 0.2, "handlelength": 1.5,
+    "columnspacing": 1.2,
+}  # fmt: skip
+_MOST_TICKS = 13
 
 
 @dataclass(frozen=True)
-class Bar:
+class Entry:
     """A line of the comparison: a run's name, a metric in every fold, and its mean and standard deviation."""
 
     name: str
@@ -38,27 +35,27 @@ class Bar:
     std: float | None
 
 
-def comparison(bars: Sequence[Bar], chance: float) -> Figure:
+def comparison(entries: Sequence[Entry], chance: float) -> Figure:
     """Draw a metric of several runs: every fold, and the mean with one standard deviation to both sides.
 
     Args:
-        bars: the runs, from top to bottom.
+        entries: the runs, from top to bottom.
         chance: what guessing gives; drawn where the runs come near it.
     """
-    figure = Figure(figsize=(_WIDTH, 0.85 + 0.36 * len(bars)))
+    figure = Figure(figsize=(_WIDTH, 0.85 + 0.36 * len(entries)))
     axes = figure.add_subplot()
-    for row, bar in enumerate(bars):
+    for row, entry in enumerate(entries):
         # Folds of nearly the same value lie beside each other instead of hiding each other.
-        offsets = np.linspace(-0.22, 0.22, len(bar.folds)) if len(bar.folds) > 1 else [0.0]
-        axes.plot(_percent(bar.folds), row + np.asarray(offsets), "o", color=MUTED, alpha=0.55, markersize=4, mew=0)
-        spread = None if bar.std is None else 100 * bar.std
-        axes.errorbar(100 * bar.mean, row, xerr=spread, fmt="D", color=FIRST, markersize=6, capsize=4, linewidth=1.8)
-    lowest = min(value for bar in bars for value in (*bar.folds, bar.mean - (bar.std or 0)))
-    highest = max(value for bar in bars for value in (*bar.folds, bar.mean + (bar.std or 0)))
+        offsets = np.linspace(-0.22, 0.22, len(entry.folds)) if len(entry.folds) > 1 else [0.0]
+        axes.plot(_percent(entry.folds), row + np.asarray(offsets), "o", color=MUTED, alpha=0.55, markersize=4, mew=0)
+        spread = None if entry.std is None else 100 * entry.std
+        axes.errorbar(100 * entry.mean, row, xerr=spread, fmt="D", color=FIRST, markersize=6, capsize=4, linewidth=1.8)
+    lowest = min(value for entry in entries for value in (*entry.folds, entry.mean - (entry.std or 0)))
+    highest = max(value for entry in entries for value in (*entry.folds, entry.mean + (entry.std or 0)))
     axes.axvline(100 * chance, color=SECOND, linestyle="--", linewidth=1)
     axes.set_xlim(max(0, 100 * lowest - 3), min(100, 100 * highest) + 3)
-    axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.set_yticks(range(len(bars)), [plain(bar.name, 24) for bar in bars], color=INK)
+    axes.set_ylim(len(entries) - 0.4, -0.6)
+    axes.set_yticks(range(len(entries)), [plain(entry.name, 24) for entry in entries], color=INK)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("UA (%)")
     return figure
@@ -78,7 +75,9 @@ def recall(classes: Sequence[str], pooled: NDArray[np.float64], by_fold: NDArray
     axes.barh(rows, 100 * np.nan_to_num(pooled), color=FIRST, alpha=0.35, height=0.66)
     if len(by_fold) > 1:
         offsets = np.linspace(-0.2, 0.2, len(by_fold))[:, None]
-        axes.plot((100 * by_fold).ravel(), (rows + offsets).ravel(), "o", color=FIRST, markersize=3.5, mew=0)
+        axes.plot(
+            (100 * by_fold).ravel(), (rows + offsets).ravel(), "o", color=FIRST, markersize=3.5, mew=0, clip_on=False
+        )
     axes.set_yticks(rows, [plain(name) for name in classes], color=INK)
     axes.set_ylim(len(classes) - 0.5, -0.5)
     axes.set_xlim(0, 102)
@@ -92,14 +91,16 @@ def by_fold(names: Sequence[str], ua: Sequence[float], wa: Sequence[float], mean
     figure = Figure(figsize=(_wide(len(names), 0.3), 2.7))
     axes = figure.add_subplot()
     places = np.arange(len(names))
-    axes.plot(places - 0.08, _percent(ua), "o", color=FIRST, markersize=6, label="UA")
-    axes.plot(places + 0.08, _percent(wa), "s", color=SECOND, markersize=5.5, fillstyle="none", mew=1.5, label="WA")
+    beside = 0.08 if len(names) <= 6 else 0.18
+    axes.plot(places - beside, _percent(ua), "o", color=FIRST, markersize=6, label="UA")
+    axes.plot(places + beside, _percent(wa), "s", color=SECOND, markersize=5.5, fillstyle="none", mew=1.5, label="WA")
     axes.axhline(100 * mean_ua, color=FIRST, linestyle="--", linewidth=1, label="mean UA")
-    turned = len(names) > 8 or max(map(len, names)) > 6
+    turned = len(names) * max(map(len, names)) > 44
     axes.set_xticks(places, [plain(name, 14) for name in names], rotation=60 if turned else 0, color=INK)
     axes.set_xlim(-0.6, len(names) - 0.4)
     low, high = axes.get_ylim()
-    axes.set_ylim(max(0, low - 4), min(101, high + 4))
+    axes.set_ylim(max(0, low - 3), min(101, high + 3))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("fold")
     axes.set_ylabel("%")
@@ -131,7 +132,7 @@ def layer_weights(found: LayerWeights) -> Figure:
     """Draw what each layer contributes: the mean over folds as bars, every fold as a row of a heat map."""
     num_folds, num_layers = found.values.shape
     heat_height = min(0.2 * num_folds, 4.0) + 0.3
-    figure = Figure(figsize=(_wide(num_layers, 0.2), 1.9 + heat_height))
+    figure = Figure(figsize=(_wide(num_layers, 0.15), 1.9 + heat_height))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, heat_height))
     places = np.arange(num_layers)
     above.bar(places, found.values.mean(axis=0), color=FIRST, alpha=0.6, width=0.8)
@@ -162,17 +163,26 @@ def layer_weights(found: LayerWeights) -> Figure:
 
 def by_layer(found: LayerSweep, metric: str) -> Figure:
     """Draw a metric on validation and on test against the layer, and mark the layers that validation chose."""
-    figure = Figure(figsize=(_wide(len(found.layers), 0.2), 3.0))
+    figure = Figure(figsize=(_wide(len(found.layers), 0.15), 3.0))
     axes = figure.add_subplot()
     places = np.arange(len(found.layers))
     validation, test = 100 * found.validation.mean(axis=0), 100 * found.test.mean(axis=0)
-    axes.plot(places, validation, "-o", color=FIRST, markersize=3.5, label="validation (chooses)")
-    axes.plot(places, test, "--s", color=SECOND, markersize=3.5, fillstyle="none", label="test (chooses nothing)")
+    axes.plot(places, validation, "-o", color=FIRST, markersize=3.5, label="validation")
+    axes.plot(places, test, "--s", color=SECOND, markersize=3.5, fillstyle="none", label="test")
     chosen = np.flatnonzero(found.num_chosen)
-    axes.plot(chosen, validation[chosen], "o", color=INK, markersize=9, fillstyle="none", mew=1.4, label="chosen")
+    axes.plot(
+        chosen,
+        validation[chosen],
+        "o",
+        color=INK,
+        markersize=9,
+        fillstyle="none",
+        mew=1.4,
+        label="chosen on validation",
+    )
     for place in chosen:
         where = (place, validation[place])
-        axes.annotate(str(found.num_chosen[place]), where, (0, 8), textcoords="offset points", ha="center", color=INK)
+        axes.annotate(str(found.num_chosen[place]), where, (0, 8), textcoords="offset points", ha="center", fontsize=8)
     axes.margins(y=0.16)
     axes.set_xlim(-0.6, len(places) - 0.4)
     _thin(axes, found.layers)

@@ -51,7 +51,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": GRID,
     "ytick.labelcolor": MUTED,
 }
-_CSS_PIXELS_PER_POINT = 96 / 72
+_CSS_PIXELS_PER_INCH = 96
 
 
 @contextmanager
@@ -59,14 +59,14 @@ def style() -> Iterator[None]:
     """Draw and write figures inside: matplotlib's own defaults and this project's look, whatever the user's are."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         # A class may be named in any script; the font that shows it is the reader's, not the one measured with here.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
 
 
 def inline(figure: Figure, prefix: str, label: str) -> Markup:
-    """Return a figure as an ``<svg>`` element for a page.
+    """Return a figure as an ``<svg>`` element for a page, which finds its size on paper in the variable ``--natural``.
 
     Args:
         figure: drawn inside `style`, in the colours of `PALETTE`.
@@ -84,8 +84,8 @@ def inline(figure: Figure, prefix: str, label: str) -> Markup:
         # matplotlib's style sheet would hold for the whole page; the page has it, for its figures only.
         for sheet in parent.findall("style"):
             parent.remove(sheet)
-    width, height = (_CSS_PIXELS_PER_POINT * 72 * inches for inches in figure.get_size_inches())
-    root.attrib = {"viewBox": root.attrib["viewBox"], "width": f"{width:.0f}", "height": f"{height:.0f}"}
+    width = _CSS_PIXELS_PER_INCH * figure.get_size_inches()[0]
+    root.attrib = {"viewBox": root.attrib["viewBox"], "style": f"--natural:{width:.0f}px"}
     root.attrib |= {"role": "img", "aria-label": label}
     for element in root.iter():
         if element.tag not in ("text", "tspan"):

@@ -29,7 +29,7 @@ function sortable(table) {
 }
 
 function openTarget() {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const target = document.getElementById(location.hash.slice(1));
   if (target instanceof HTMLDetailsElement) {
     target.open = true;
     target.scrollIntoView();
@@ -40,10 +40,10 @@ document.querySelectorAll("table[data-sortable]").forEach(sortable);
 window.addEventListener("hashchange", openTarget);
 openTarget();
 
-// Paper cannot be opened.
+// Paper cannot be opened; what is an aside on the screen is left out of it.
 let closed = [];
 window.addEventListener("beforeprint", () => {
-  closed = Array.from(document.querySelectorAll("details:not([open])"));
+  closed = Array.from(document.querySelectorAll("details:not([open]):not(.more)"));
   closed.forEach((details) => { details.open = true; });
 });
 window.addEventListener("afterprint", () => {

@@ -1,0 +1,1 @@
+"""Benchmarks: each module's ``run`` measures something beside its reference, in one process, and returns rows."""
