@@ -6,6 +6,7 @@ from pathlib import Path
 from featcache.errors import ConfigError
 from heads.fusion import Space, fuse_runs
 from heads.runs import Run, read_run, write_run
+from pipelines.train_heads import TRAINING_FILES
 
 
 def run(
@@ -47,11 +48,14 @@ def run(
         on_message(f"No validation scores were fused: {fused.why_no_validation}")
     record = {
         "head": "fusion",
-        "fused": [str(folder) for folder in folders],
+        "fused": [run.name for run in runs],
         "weights": numbers,
         "space": space,
         "standardise": standardise,
+        "speaker_independent": all((run.config or {}).get("speaker_independent") for run in runs),
         "synthetic": any((run.config or {}).get("synthetic") for run in runs),
         "allowed_leaks": [leak for run in runs for leak in (run.config or {}).get("allowed_leaks", [])],
     }
+    for name in TRAINING_FILES:  # of a training run that lay there
+        (out / name).unlink(missing_ok=True)
     return write_run(out, fused.scores, fused.validation_scores, record)

@@ -38,10 +38,12 @@ from heads.runs import Run, write_run
 from heads.scores import Scores
 from pipelines.config import TrainConfig
 
-_FILES = {
-    "scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", "folds.json", "candidates.csv", "curves.csv",
-    "layer_weights.csv", "weights.safetensors", "log.txt",
-}  # fmt: skip
+TRAINING_FILES = (
+    "folds.json", "candidates.csv", "curves.csv", "layer_weights.csv", "weights.safetensors", "log.txt",
+)  # fmt: skip
+"""What a training leaves in a run folder beside the scores."""
+
+_FILES = {"scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES}
 
 
 @dataclass(frozen=True)

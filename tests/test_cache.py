@@ -276,6 +276,8 @@ def test_plain_h5py_reads_every_array_through_one_file(tmp_path: Path, manifest:
     with h5py.File(moved / "all.h5") as file:
         ids = [name.decode() for name in file["ids"]]
         assert sorted(ids) == manifest.ids
+        # A time of modification would make the same parts another file.
+        assert [h5py.h5g.get_objinfo(file[name].id).mtime for name in file] == [0] * len(file)
         for name, start, count, row in zip(ids, file["start"], file["num_frames"], file["row"], strict=True):
             assert np.array_equal(file["frames"][:, start : start + count], stream[name])
             assert np.array_equal(file["std"][row], stream.stats([name])[1][0])
