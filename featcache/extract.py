@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featcache import dtypes
-from featcache.cache import Cache, CachedStream
+from featcache.cache import Cache, CachedStream, read_spec
 from featcache.catalogue import write_catalogue
 from featcache.checkpoints import COMPUTE_DTYPES
 from featcache.commit import Stored, StreamWriter, store
@@ -72,6 +72,7 @@ class Summary:
         computed: ids computed now.
         present: ids that were there already.
         changed: id to why it was computed again.
+        others: streams of the same kind that the cache holds, with what makes this one another.
         failures: id to reason.
         num_bytes: bytes of feature arrays written.
     """
@@ -80,6 +81,7 @@ class Summary:
     computed: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
     changed: dict[str, str] = field(default_factory=dict)
+    others: dict[str, list[str]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
 
@@ -116,6 +118,12 @@ def plan_stream(
     return spec, cached, make_plan(manifest, stream, spec, cached, options.tier, on_checked)
 
 
+def different_streams(cache: Path, spec: StreamSpec) -> dict[str, list[str]]:
+    """Return the streams of a spec's kind that a cache holds, each with the lines that make the spec another."""
+    names = [name for name in Cache(cache) if name.rpartition("-")[0] == spec.kind and name != spec.name]
+    return {name: spec.differences(read_spec(cache / name)) for name in names}
+
+
 def extract(
     manifest: Manifest,
     cache: str | Path,
@@ -144,6 +152,8 @@ def extract(
     spec, cached, plan = plan_stream(manifest, cache, stream, options, on_checked)
     on_planned(plan)
     summary = Summary(spec.name, present=plan.present, changed=plan.changed, failures=dict(plan.failures))
+    if cached is None:
+        summary.others = different_streams(Path(cache), spec)
     recorded = cached.failures if cached is not None else {}
     if not plan.parts:
         if any(recorded.get(name) != reason for name, reason in plan.failures.items()):

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from featcache import registry
-from featcache.extract import Options, Summary, extract, plan_stream, resolve_device
+from featcache.extract import Options, Summary, different_streams, extract, plan_stream, resolve_device
 from featcache.manifest import Manifest
 from featcache.plan import Plan
 from featcache.settings import build
@@ -25,11 +25,13 @@ class Planned:
         spec: what decides its numbers.
         plan: what would be computed.
         seconds: rough time to compute it; None where unknown.
+        others: streams of the same kind that the cache holds, with what makes this one another.
     """
 
     spec: StreamSpec
     plan: Plan
     seconds: float | None
+    others: dict[str, list[str]]
 
 
 def load_streams(config: ExtractConfig) -> list[Stream]:
@@ -66,10 +68,11 @@ def dry_run(config: ExtractConfig, manifest: Manifest, cache: Path) -> list[Plan
     planned = []
     device = resolve_device(config.device)
     for stream in load_streams(config):
-        spec, _, plan = plan_stream(manifest, cache, stream, options_of(config))
+        spec, cached, plan = plan_stream(manifest, cache, stream, options_of(config))
         cost = stream.seconds_per_second(device, config.compute_dtype)
         amount = plan.audio_s if stream.input == "audio" else len(plan.items)
-        planned.append(Planned(spec, plan, None if cost is None else cost * amount))
+        others = {} if cached is not None else different_streams(cache, spec)
+        planned.append(Planned(spec, plan, None if cost is None else cost * amount, others))
     return planned
 
 
@@ -156,4 +159,5 @@ class _Bar:
         speed = f", {self._audio_s / elapsed:.1f} x real time" if self._by_audio else ""
         self._bar.set_postfix_str(f"{self._count}/{self._all} utterances{speed}", refresh=False)
         amount = audio_s / 3600 if self._by_audio else count
-        self._bar.update(min(amount, self._total - self._bar.n))  # sums of hours are rounded
+        left = self._total - self._bar.n
+        self._bar.update(left if self._count == self._all else min(amount, left))  # sums of hours are rounded

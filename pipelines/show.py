@@ -70,6 +70,8 @@ def plan(planned: Sequence[Planned], free: int) -> str:
     room = "enough" if total < free else "NOT ENOUGH"
     lines = [table(rows), f"{size(total)} to write, {size(free)} free: {room}."]
     for item in planned:
+        for name, differences in item.others.items():
+            lines.append(f"{item.spec.name} is not {name}: {_differing(differences)}")
         lines += _listed(f"{item.spec.name}: changed", item.plan.changed)
         lines += _listed(f"{item.spec.name}: cannot be computed", item.plan.failures)
     return "\n".join(lines)
@@ -79,9 +81,15 @@ def summary(done: Summary) -> str:
     """Return what an extraction did."""
     parts = [f"{len(done.computed)} computed", f"{len(done.present)} present", f"{len(done.failures)} failed"]
     lines = [f"{done.stream}: {', '.join(parts)}; {size(done.num_bytes)} of arrays written"]
+    for name, differences in done.others.items():
+        lines.append(f"  it is not {name}: {_differing(differences)}")
     lines += _listed("  computed again", done.changed)
     lines += _listed("  failed", done.failures)
     return "\n".join(lines)
+
+
+def _differing(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:_SHOWN]) + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
 
 
 def _listed(title: str, reasons: dict[str, str]) -> list[str]:

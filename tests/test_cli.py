@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import typer
 from makers import speech_checkpoint, tone, write_corpus
+from text_makers import text_checkpoint
 from typer.testing import CliRunner
 
 import featcache
@@ -106,6 +107,31 @@ def test_hidden_states_of_a_folder_are_extracted_and_probed_layer_by_layer(tmp_p
     assert lines[0] == "fold,layer,learning_rate,weight_decay,layer_name,validation,test,chosen"
     assert len(lines) == 1 + 2 * 4
     assert "4 x 32" in call("info", cache)
+
+
+def test_another_checkpoint_or_setting_is_another_stream_and_says_what_differs(tmp_path: Path, manifest: Path) -> None:
+    cache = tmp_path / "cache"
+    folders = [speech_checkpoint(tmp_path / str(seed) / "model", seed=seed) for seed in (0, 1)]
+    arguments = ["extract", manifest, "--cache", cache, "--stream", "hidden_states", "--tier", "stats", "--set"]
+    assert "it is not" not in call(*arguments, f"hidden_states.checkpoint={folders[0]}")
+    output = call(*arguments, f"hidden_states.checkpoint={folders[1]}")
+    assert re.search(r"it is not hidden_states-\w{8}: checkpoint\.weights_sha256: \w+ -> \w+\n", output)
+    output = call(*arguments, f"hidden_states.checkpoint={folders[0]}", "--set", "hidden_states.tap=final_norm")
+    assert "settings.tap: layer_outputs -> final_norm" in output
+
+
+def test_an_utterance_without_text_fails_alone(tmp_path: Path, manifest: Path) -> None:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[3]["text"] = "  "
+    del rows[4]["text"]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = text_checkpoint(tmp_path / "text")
+    output = call(
+        "extract", manifest, "--cache", tmp_path / "cache", "--stream", "token_states",
+        "--set", f"token_states.checkpoint={folder}", code=3,
+    )  # fmt: skip
+    assert "22 computed, 0 present, 2 failed" in output
+    assert output.count("it has no text. Fill the manifest's column 'text'") == 2
 
 
 def test_bad_recordings_fail_alone_and_are_told_in_summary_index_and_exit_code(tmp_path: Path, manifest: Path) -> None:

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from makers import speech_checkpoint, tone
+from makers import speech_checkpoint, tone, write_corpus
 from transformers import AutoModel
 
+import featcache
+from featcache import audio
 from featcache.errors import CheckpointError, ConfigError, StreamError
+from featcache.extract import Options, extract
 from featcache.settings import build
 from featcache.streams.hidden_states import HiddenStates
 
@@ -59,6 +62,20 @@ def test_frames_equal_the_model_called_directly(checkpoint: Path) -> None:
     expected = direct(checkpoint, samples)
     assert features.frames.shape == expected.shape == (len(spec.layers), stream.num_frames(len(samples)), spec.dim)
     assert close(features.frames, expected)
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_the_cache_holds_what_the_model_gives(tmp_path: Path, backend: str, norm: str, batch_size: int) -> None:
+    folder = speech_checkpoint(tmp_path / "model", norm=norm)
+    manifest = write_corpus(tmp_path / "corpus", DURATIONS_S)
+    options = Options(device="cpu", backend=backend, dtype="float32", batch_size=batch_size)
+    extract(manifest, tmp_path / "cache", HiddenStates(checkpoint=str(folder)), options)
+    hidden = featcache.open(tmp_path / "cache")["hidden_states"]
+    for utterance in manifest:
+        samples = audio.decode(manifest.audio_path(utterance)).samples
+        assert close(hidden[utterance.id], direct(folder, samples))
 
 
 def test_batching_changes_no_number(checkpoint: Path) -> None:
