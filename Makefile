@@ -39,6 +39,8 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("featcache needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig; exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' && command -v cc >/dev/null \
+		|| { echo "resemblyzer needs webrtcvad, which is compiled here: on Debian, apt-get install gcc python3-dev" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
@@ -51,7 +53,7 @@ extract: $(STAMP)
 train-heads: $(STAMP)
 	@test -f $(MANIFEST) || { echo "There is no $(MANIFEST). First: make extract CORPUS=$(CORPUS) ROOT=$(ROOT) CACHE=$(CACHE)" >&2; exit 1; }
 	$(BIN)/featcache train-heads $(MANIFEST) --cache $(CACHE) --preset $(PRESET) --folds $(FOLDS) \
-		$(if $(HEAD),--head $(HEAD) --out $(RUNS)/$(HEAD),--out $(RUNS)) $(if $(STREAM),--stream $(STREAM)) --overwrite $(ARGS)
+		$(if $(HEAD),--head $(HEAD) --out $(RUNS)/$(HEAD),--out $(RUNS)) $(if $(STREAM),--stream $(STREAM)) $(ARGS)
 
 report: $(STAMP)
 	$(BIN)/featcache report $(sort $(dir $(wildcard $(RUNS)/*/scores.csv))) --out $(RUNS)/report.html --title "$(CORPUS)"
@@ -59,6 +61,7 @@ report: $(STAMP)
 demo:
 	$(MAKE) extract CORPUS=demo PRESET=demo
 	$(MAKE) train-heads CORPUS=demo PRESET=demo
+	@echo "Late fusion of speech and text, 0.6 to 1"
 	$(BIN)/featcache fuse runs/demo/speech runs/demo/text --weights 0.6,1.0 --out runs/demo/fused --overwrite
 	$(MAKE) report CORPUS=demo
 	@echo "Open runs/demo/report.html"

@@ -28,7 +28,7 @@ ManifestArg = Annotated[Path, typer.Argument(help="Manifest: JSON Lines, one utt
 CacheArg = Annotated[Path, typer.Argument(help="Folder of the cache.", metavar="CACHE")]
 CacheOpt = Annotated[Path, typer.Option("--cache", help="Folder of the cache.")]
 PresetOpt = Annotated[str | None, typer.Option("--preset", help="A preset's name (featcache list) or a YAML file.")]
-DeviceOpt = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N. [default: auto]")]
+DeviceOpt = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default="auto")]
 
 
 @app.command()
@@ -87,22 +87,24 @@ def extract(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of a stream, STREAM.KEY=VALUE; repeat for several.")
     ] = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="zarr or hdf5. [default: zarr]")] = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="zarr or hdf5.", show_default="zarr")] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="Type frames are stored in: float16, float32, int8. [default: float16]"),
+        typer.Option("--dtype", help="Type frames are stored in: float16, float32, int8.", show_default="float16"),
     ] = None,
     compute_dtype: Annotated[
         str | None,
-        typer.Option("--compute-dtype", help="Type models compute in: float32, bfloat16, float16. [default: float32]"),
+        typer.Option(
+            "--compute-dtype", help="Type models compute in: float32, bfloat16, float16.", show_default="float32"
+        ),
     ] = None,
     tier: Annotated[
         str | None,
-        typer.Option("--tier", help="frames, or stats to keep only mean and std over time. [default: frames]"),
+        typer.Option("--tier", help="frames, or stats to keep only mean and std over time.", show_default="frames"),
     ] = None,
     device: DeviceOpt = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Most utterances in a batch. [default: 8]")
+        int | None, typer.Option("--batch-size", min=1, help="Most utterances in a batch.", show_default="8")
     ] = None,
     compress: Annotated[
         bool | None, typer.Option("--compress/--no-compress", help="Smaller parts, slower to read.")
@@ -164,25 +166,28 @@ def train_heads(
     manifest: ManifestArg,
     cache: CacheOpt = Path("cache"),
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")] = Path("runs/run"),
-    head: Annotated[str | None, typer.Option("--head", help="Head (featcache list). [default: layer_mix]")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="Head (featcache list).", show_default="layer_mix")] = None,
     stream: Annotated[list[str] | None, typer.Option("--stream", help="Stream it reads, kind or full name.")] = None,
     preset: PresetOpt = None,
     folds: Annotated[
         str | None,
-        typer.Option("--folds", help="session, speaker, split, column:NAME, random:K or a file. [default: session]"),
+        typer.Option(
+            "--folds", help="session, speaker, split, column:NAME, random:K or a file.", show_default="session"
+        ),
     ] = None,
     validation: Annotated[
         float | None,
-        typer.Option("--validation", help="Share of train that becomes validation, 0 to 1. [default: 0.2]"),
+        typer.Option("--validation", help="Share of train that becomes validation, 0 to 1.", show_default="0.2"),
     ] = None,
     validation_by: Annotated[
-        str | None, typer.Option("--validation-by", help="utterance or speaker. [default: utterance]")
+        str | None, typer.Option("--validation-by", help="utterance or speaker.", show_default="utterance")
     ] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
     missing: Annotated[
-        str | None, typer.Option("--missing", help="error, or drop utterances that a stream lacks. [default: error]")
+        str | None,
+        typer.Option("--missing", help="error, or drop utterances that a stream lacks.", show_default="error"),
     ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column to learn. [default: label]")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Column to learn.", show_default="label")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(

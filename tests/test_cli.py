@@ -245,6 +245,11 @@ def test_every_command_and_option_has_help(name: str) -> None:
         assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
 
 
+def test_help_shows_the_defaults() -> None:
+    assert re.search(r"default:\s+\(float16\)", call("extract", "--help"))
+    assert re.search(r"default:\s+\(session\)", call("train-heads", "--help"))
+
+
 @pytest.mark.parametrize("name", commands())
 def test_every_command_is_in_the_readme(name: str) -> None:
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
