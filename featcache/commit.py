@@ -19,7 +19,7 @@ import numpy as np
 from featcache import dtypes
 from featcache.backend import Backend, load_backend
 from featcache.errors import CacheError, StreamError
-from featcache.files import sync_folder, sync_tree, write_json
+from featcache.files import sync, write_json
 from featcache.index import FORMAT, Entry, Index, checksum
 from featcache.stream import Features, StreamSpec
 
@@ -173,13 +173,13 @@ class StreamWriter:
         }
         try:
             self._backend.write(aside, arrays, attributes, self._compress)
-            _sync(aside)
+            sync(aside)
             try:
                 aside.rename(target)
             except OSError:
                 if not target.exists():
                     raise
-            sync_folder(self.folder)
+            sync(self.folder, below=False)
         finally:
             _remove(aside)
 
@@ -208,17 +208,6 @@ def _entries(utterances: Sequence[Stored]) -> tuple[Entry, ...]:
         entries.append(Entry(item.id, item.input, start, item.num_frames, digest, item.generation))
         start += item.num_frames
     return tuple(entries)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir():
-        sync_tree(path)
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

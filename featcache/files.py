@@ -7,25 +7,21 @@ from pathlib import Path
 from typing import Any
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path, below: bool = True) -> None:
+    """Flush a file or a folder to disk; a folder's entries, so that a rename in it survives a power cut.
+
+    Args:
+        path: the file or folder.
+        below: flush everything below a folder too.
+    """
+    if below and path.is_dir():
+        for inside in path.iterdir():
+            sync(inside)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below `folder` to disk."""
-    for current, _, files in os.walk(folder):
-        for name in files:
-            descriptor = os.open(os.path.join(current, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(Path(current))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,7 +36,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent, below=False)
 
 
 def canonical_json(value: Any) -> bytes:

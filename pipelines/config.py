@@ -15,34 +15,21 @@ from typing import Any, Literal
 import yaml
 
 from featcache.errors import ConfigError, UnknownNameError
+from featcache.extract import Options
 from featcache.files import canonical_json
 from featcache.settings import build
 from heads.head import FitSettings
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
-    """What to extract.
+class ExtractConfig(Options):
+    """What to extract, and how to compute and store it.
 
     Attributes:
         streams: stream to its settings, in the order they run.
-        backend: plug-in that writes parts.
-        dtype: type that frames are stored in.
-        compute_dtype: type that models compute in.
-        tier: ``"frames"`` or ``"stats"``.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        batch_size: most utterances in a batch.
-        compress: smaller parts, which cannot be mapped into memory.
     """
 
     streams: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    backend: str = "zarr"
-    dtype: str = "float16"
-    compute_dtype: str = "float32"
-    tier: str = "frames"
-    device: str = "auto"
-    batch_size: int = 8
-    compress: bool = False
 
 
 @dataclass(frozen=True)

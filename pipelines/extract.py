@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from featcache import registry
-from featcache.extract import Options, Summary, different_streams, extract, plan_stream, resolve_device
+from featcache.extract import Summary, different_streams, extract, plan_stream, resolve_device
 from featcache.manifest import Manifest
 from featcache.plan import Plan
 from featcache.settings import build
@@ -50,25 +50,12 @@ def load_streams(config: ExtractConfig) -> list[Stream]:
     return streams
 
 
-def options_of(config: ExtractConfig) -> Options:
-    """Return how to compute and store."""
-    return Options(
-        backend=config.backend,
-        dtype=config.dtype,
-        compute_dtype=config.compute_dtype,
-        tier=config.tier,
-        device=config.device,
-        batch_size=config.batch_size,
-        compress=config.compress,
-    )
-
-
 def dry_run(config: ExtractConfig, manifest: Manifest, cache: Path) -> list[Planned]:
     """Return what :func:`run` would do; loads no model and writes nothing."""
     planned = []
     device = resolve_device(config.device)
     for stream in load_streams(config):
-        spec, cached, plan = plan_stream(manifest, cache, stream, options_of(config))
+        spec, cached, plan = plan_stream(manifest, cache, stream, config)
         cost = stream.seconds_per_second(device, config.compute_dtype)
         amount = plan.audio_s if stream.input == "audio" else len(plan.items)
         others = {} if cached is not None else different_streams(cache, spec)
@@ -102,7 +89,7 @@ def run(
     for stream in load_streams(config):
         with _Bar(stream) as bar:
             summary = extract(
-                manifest, cache, stream, options_of(config),
+                manifest, cache, stream, config,
                 on_planned=bar.planned, on_done=bar.done, on_checked=bar.checked,
             )  # fmt: skip
         on_summary(summary)
