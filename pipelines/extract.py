@@ -1,10 +1,13 @@
 """Extract streams into a cache: resolve every stream first, show the plan, then compute with a progress bar."""
 
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -87,10 +90,15 @@ def run(
     """
     summaries = []
     for stream in load_streams(config):
-        with _Bar(stream) as bar:
+        with _Bar(stream) as bar, _Interrupts() as interrupts:
+
+            def done(count: int, audio_s: float, bar: _Bar = bar, interrupts: _Interrupts = interrupts) -> None:
+                bar.done(count, audio_s)
+                interrupts.check()
+
             summary = extract(
                 manifest, cache, stream, config,
-                on_planned=bar.planned, on_done=bar.done, on_checked=bar.checked,
+                on_planned=bar.planned, on_done=done, on_checked=bar.checked,
             )  # fmt: skip
         on_summary(summary)
         summaries.append(summary)
@@ -100,6 +108,38 @@ def run(
 def interval_s() -> float:
     """Return how often a bar is drawn: on a terminal smoothly, in a log file twice a minute."""
     return 0.1 if sys.stderr.isatty() else 30.0
+
+
+class _Interrupts:
+    """Holds Ctrl-C and SIGTERM back until the batch in hand is done; a second one interrupts at once.
+
+    An exception raised in the middle of a model may vanish in its C code: openSMILE's callback swallows it, and the
+    utterance would be taken for a bad one.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {name: signal.signal(name, self._receive) for name in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _receive(self, *_: object) -> None:
+        if self._received:
+            raise KeyboardInterrupt
+        self._received = True
+        tqdm.write("Stopping after this batch; once more stops at once.", file=sys.stderr)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal was received."""
+        if self._received:
+            raise KeyboardInterrupt
 
 
 class _Bar:
