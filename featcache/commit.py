@@ -8,9 +8,10 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +22,7 @@ from featcache.backend import Backend, load_backend
 from featcache.errors import CacheError, StreamError
 from featcache.files import sync, write_json
 from featcache.index import FORMAT, Entry, Index, checksum
+from featcache.integrity import part_problems
 from featcache.stream import Features, StreamSpec
 
 
@@ -100,12 +102,11 @@ class StreamWriter:
         self._backend_name = backend
         self._tier = tier
         self._compress = compress
-        self._aside = cache / ".tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self._aside)
-            self._workplace, self._lock = _make_workplace(self._aside)
-            self._write_spec()
+            _remove_abandoned(cache / ".tmp")
+            self._stack = ExitStack()
+            self.workplace = self._stack.enter_context(workplace(cache))
         except OSError as error:
             raise CacheError(
                 f"The cache {str(cache)!r} cannot be written to: {error.strerror or error}. Nothing was computed."
@@ -117,15 +118,16 @@ class StreamWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._lock)
-        shutil.rmtree(self._workplace, ignore_errors=True)
-        with suppress(OSError):  # another writer still works there
-            self._aside.rmdir()
+        self._stack.close()
+        with suppress(OSError):  # it holds what was committed
+            self.folder.rmdir()
 
-    def _write_spec(self) -> None:
+    def write_spec(self) -> None:
+        """Write what decides the stream's numbers, and what made it, unless that is there."""
         path = self.folder / "stream.json"
         if not path.exists():
-            write_json(path, {"format": FORMAT, "spec": {**self.spec.identity(), "notes": self.spec.notes}})
+            spec = {**self.spec.identity(), "notes": self.spec.notes}
+            write_json(path, {"format": FORMAT, "spec": spec, "made_with": _versions()}, self.workplace)
 
     def commit(self, utterances: Sequence[Stored], failures: Mapping[str, str]) -> str:
         """Write one part and commit it.
@@ -151,9 +153,10 @@ class StreamWriter:
             compressed=self._compress,
         )
         try:
+            self.write_spec()
             if arrays:
                 self._write_arrays(index, arrays)
-            index.write(self.folder)
+            index.write(self.folder, self.workplace)
         except OSError as error:
             raise CacheError(
                 f"{self.spec.name}: a part of {len(utterances)} utterances could not be written: "
@@ -163,9 +166,12 @@ class StreamWriter:
 
     def _write_arrays(self, index: Index, arrays: Mapping[str, np.ndarray]) -> None:
         target = self.folder / (index.name + self._backend.suffix)
-        if target.exists():  # of a run killed between its rename and its index, or of a second writer
-            return
-        aside = self._workplace / target.name
+        if target.exists():
+            # Of a run killed between its rename and its index, or of a second writer: adopted when it is whole.
+            if not any(part_problems(self.folder, index, self.spec.frame_arrays)):
+                return
+            target.rename(self.workplace / f"damaged-{secrets.token_hex(4)}")
+        aside = self.workplace / target.name
         attributes = {
             "stream": self.spec.name,
             "ids": [entry.id for entry in index.entries],
@@ -182,6 +188,15 @@ class StreamWriter:
             sync(self.folder, below=False)
         finally:
             _remove(aside)
+
+
+def _versions() -> dict[str, str]:
+    """Return the releases of what may have a part in the numbers, for readers; no part of the identity."""
+    found = {}
+    for name in ("featcache", "numpy", "torch", "transformers", "zarr", "h5py"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _assemble(utterances: Sequence[Stored]) -> dict[str, np.ndarray]:
@@ -215,6 +230,19 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def workplace(cache: Path) -> Iterator[Path]:
+    """Open a folder for temporary files of a cache, locked against clean-up while it is open."""
+    folder, lock = _make_workplace(cache / ".tmp")
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another writer still works there
+            folder.parent.rmdir()
 
 
 def _make_workplace(aside: Path) -> tuple[Path, int]:

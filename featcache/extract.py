@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from featcache import dtypes
+from featcache.backend import load_backend
 from featcache.cache import Cache, CachedStream, read_spec
-from featcache.catalogue import write_catalogue
+from featcache.catalogue import renew_catalogue
 from featcache.checkpoints import COMPUTE_DTYPES
-from featcache.commit import Stored, StreamWriter, store
-from featcache.errors import CacheError, ConfigError, FeatcacheError
+from featcache.commit import Stored, StreamWriter, store, workplace
+from featcache.errors import CacheError, ConfigError, FeatcacheError, StreamError
 from featcache.manifest import Manifest
 from featcache.plan import Input, Item, Plan, make_plan, read_input
 from featcache.stream import Extractor, Features, Stream, StreamSpec
@@ -100,6 +102,8 @@ def resolve_device(device: str) -> str:
         kind = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"There is no device {device!r}. Use auto, cpu, cuda or cuda:N.") from None
+    if kind.type not in ("cpu", "cuda"):
+        raise ConfigError(f"The device {device!r} is not supported. Use auto, cpu, cuda or cuda:N.")
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"There is no device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices.")
     return device
@@ -113,8 +117,13 @@ def plan_stream(
     on_checked: Callable[[int], None] = lambda _: None,
 ) -> tuple[StreamSpec, CachedStream | None, Plan]:
     """Return the stream's spec, what the cache holds of it, and what is to be computed."""
+    load_backend(options.backend)
+    if cache.exists() and not cache.is_dir():
+        raise CacheError(f"{str(cache)!r} is a file. Give --cache a folder.")
     spec = stream.spec(options.dtype, options.compute_dtype)
-    cached = Cache(cache)[spec.name] if (cache / spec.name / "stream.json").exists() else None
+    folder = cache.absolute() / spec.name
+    # By its own spec rather than the one in the folder: that file may be lost, and the parts are none the worse.
+    cached = CachedStream(folder, spec) if any(folder.glob("part-*.json")) else None
     return spec, cached, make_plan(manifest, stream, spec, cached, options.tier, on_checked)
 
 
@@ -155,18 +164,24 @@ def extract(
     if cached is None:
         summary.others = different_streams(Path(cache), spec)
     recorded = cached.failures if cached is not None else {}
-    if not plan.parts:
-        if any(recorded.get(name) != reason for name, reason in plan.failures.items()):
-            with StreamWriter(cache, spec, options.backend, options.tier, options.compress) as writer:
-                writer.commit([], plan.failures)
-        return summary
-    _check_room(cache, plan)
-    with StreamWriter(cache, spec, options.backend, options.tier, options.compress) as writer:
+    unrecorded = any(recorded.get(name) != reason for name, reason in plan.failures.items())
+    spec_is_lost = cached is not None and not (cached.path / "stream.json").exists()
+    if plan.parts:
+        _check_room(cache, plan)
         extractor = stream.load(resolve_device(options.device), options.compute_dtype)
-        try:
-            _Run(manifest, stream, spec, options, extractor, writer, recorded, summary, on_done).run(plan)
-        finally:
-            _renew_catalogue(cache, spec)
+    if plan.parts or unrecorded or spec_is_lost:
+        with StreamWriter(cache, spec, options.backend, options.tier, options.compress) as writer:
+            if spec_is_lost:
+                writer.write_spec()
+            try:
+                if plan.parts:
+                    _Run(manifest, stream, spec, options, extractor, writer, recorded, summary, on_done).run(plan)
+                elif unrecorded:
+                    writer.commit([], plan.failures)
+            finally:
+                _renew_catalogue(cache, spec)
+    else:
+        _renew_catalogue(cache, spec)
     return summary
 
 
@@ -185,7 +200,7 @@ class _Run:
     on_done: Callable[[int, float], None]
 
     def run(self, plan: Plan) -> None:
-        """Compute and commit every part of the plan; what is computed is committed even when interrupted."""
+        """Compute and commit every part of the plan; an interruption loses the part in hand, and no other."""
         new = {name: why for name, why in plan.failures.items() if self.recorded.get(name) != why}
         with ExitStack() as stack:
             writers = stack.enter_context(ThreadPoolExecutor(1, "write"))
@@ -219,7 +234,7 @@ class _Run:
 
     def _read(self, item: Item) -> Input | FeatcacheError:
         try:
-            return read_input(self.stream, self.manifest, item.utterance)
+            return read_input(self.stream.input, self.stream.sample_rate_hz, self.manifest, item.utterance)
         except FeatcacheError as error:
             return error
 
@@ -252,19 +267,21 @@ class _Run:
 
     def _extract(self, inputs: Sequence[Input]) -> Sequence[Features | Exception]:
         """Run one batch; when it fails, one at a time, so that only what is at fault fails."""
-        import torch
-
         try:
             return self.extractor.extract([read.value for read in inputs])
-        except (FeatcacheError, torch.OutOfMemoryError) as error:
-            if len(inputs) > 1:
-                return [result for read in inputs for result in self._extract([read])]
-            if isinstance(error, torch.OutOfMemoryError):
-                return [CacheError(f"the device ran out of memory: {error}. Use --device cpu for it.")]
-            return [error]
-        except Exception as error:
-            error.add_note(f"while stream {self.spec.name} computed a batch of {len(inputs)} utterances")
-            raise
+        except FeatcacheError as error:
+            if len(inputs) == 1:
+                return [error]
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                error.add_note(f"while stream {self.spec.name} computed a batch of {len(inputs)} utterances")
+                raise
+            if len(inputs) == 1:
+                return [
+                    StreamError(f"memory ran out: {error}. Leave it out, cut it, or compute it on a larger device.")
+                ]
+        # Outside the except blocks, whose error would keep the failed batch's tensors alive.
+        return [result for read in inputs for result in self._extract([read])]
 
     def _fail(self, item: Item, reason: str, failures: dict[str, str]) -> None:
         name = item.utterance.id
@@ -287,10 +304,19 @@ class _Run:
             self.summary.num_bytes += 0 if item.frames is None else item.frames.nbytes
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Say whether memory ran out, on a GPU or, where torch raises a bare RuntimeError, on the CPU."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _renew_catalogue(cache: Path, spec: StreamSpec) -> None:
-    """Write the views for other readers; where that fails, the features themselves are whole all the same."""
+    """Renew the views for other readers; where that fails, the features themselves are whole all the same."""
+    if not (cache / spec.name / "stream.json").exists():
+        return
     try:
-        write_catalogue(Cache(cache)[spec.name])
+        renew_catalogue(cache, spec.name, partial(workplace, cache))
     except OSError as error:
         logger.warning("%s: the views for other programs could not be written: %s", spec.name, error)
 

@@ -24,10 +24,16 @@ def sync(path: Path, below: bool = True) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it, and rename it into place."""
+def write_atomically(path: Path, content: bytes, aside: Path | None = None) -> None:
+    """Write a file under a temporary name, flush it, and rename it into place.
+
+    Args:
+        path: the file.
+        content: what it will hold.
+        aside: folder of the temporary file, on the same file system; None is the file's own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    temporary = (aside or path.parent) / f".tmp-{secrets.token_hex(8)}"
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -44,7 +50,12 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON, atomically; the same value gives the same bytes."""
+def readable_json(value: Any) -> bytes:
+    """Return JSON for people; the same value gives the same bytes."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    return (text + "\n").encode()
+
+
+def write_json(path: Path, value: Any, aside: Path | None = None) -> None:
+    """Write readable JSON, atomically."""
+    write_atomically(path, readable_json(value), aside)

@@ -83,3 +83,32 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
             f"The checkpoint {name!r} is not on this machine and cannot be downloaded ({reason}). Where there is a "
             f"network, run: hf download {name}. Or give the folder that it lies in."
         ) from error
+
+
+def fetch_optional(name: str, revision: str | None, file: str, otherwise: str) -> None:
+    """Download a file that a checkpoint may have and a snapshot on this machine may lack.
+
+    Args:
+        name: name on the Hub.
+        revision: branch, tag or commit; None is the default branch.
+        file: the file.
+        otherwise: what a user can do instead, a sentence.
+
+    Raises:
+        CheckpointError: the Hub cannot be asked whether the checkpoint has the file.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    known = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
+    if known is not None:  # here, or known not to exist
+        return
+    try:
+        huggingface_hub.hf_hub_download(name, file, revision=revision)
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"Whether the checkpoint {name!r} has a {file} cannot be told without the Hub, and the numbers depend on "
+            f"it. Where there is a network, run: hf download {name}. {otherwise}"
+        ) from error
+    except errors.EntryNotFoundError:
+        return

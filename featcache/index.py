@@ -75,9 +75,9 @@ class Index:
         content = {**self._plain(), "failures": sorted(self.failures)}
         return f"part-{hashlib.sha256(canonical_json(content)).hexdigest()[:16]}"
 
-    def write(self, folder: Path) -> None:
-        """Commit the part: write its index into the stream's folder, atomically."""
-        write_json(folder / f"{self.name}.json", {"format": FORMAT, **self._plain()})
+    def write(self, folder: Path, aside: Path) -> None:
+        """Commit the part: write its index into the stream's folder, atomically, by way of another folder."""
+        write_json(folder / f"{self.name}.json", {"format": FORMAT, **self._plain()}, aside)
 
     def _plain(self) -> dict[str, Any]:
         """Return the fields as JSON values; `dataclasses.asdict` copies deeply, which thousands of entries feel."""

@@ -69,6 +69,8 @@ def utterance_from_row(row: Mapping[str, Any]) -> Utterance:
     name = row.get("id")
     if not isinstance(name, str) or not name.strip():
         raise ManifestError(f"an utterance needs a non-empty text 'id', got {name!r}")
+    if "\0" in name:
+        raise ManifestError(f"the id {name!r} holds a NUL character, which HDF5 cannot store")
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

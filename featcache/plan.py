@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Literal
 
 import numpy as np
 
@@ -85,20 +86,28 @@ class Input:
     digest: str
 
 
-def read_input(stream: Stream, manifest: Manifest, utterance: Utterance) -> Input:
+def read_input(
+    kind: Literal["audio", "text"], sample_rate_hz: int | None, manifest: Manifest, utterance: Utterance
+) -> Input:
     """Read what a stream is fed for an utterance.
+
+    Args:
+        kind: whether the stream reads audio or text.
+        sample_rate_hz: rate of the audio wanted; of no meaning for text.
+        manifest: where the utterance is from.
+        utterance: the utterance.
 
     Raises:
         AudioError: the recording cannot be used.
         StreamError: a stream of text, and the utterance has none.
     """
-    if stream.input == "text":
+    if kind == "text" or sample_rate_hz is None:
         text = utterance.text or ""
         if not text.strip():
             raise StreamError("it has no text. Fill the manifest's column 'text', or leave the utterance out.")
         return Input(text, _text_digest(text))
     recording = audio.decode(manifest.audio_path(utterance), utterance.start_s, utterance.end_s)
-    return Input(recording.at_rate(stream.sample_rate_hz), recording.digest(stream.sample_rate_hz))
+    return Input(recording.at_rate(sample_rate_hz), recording.digest(sample_rate_hz))
 
 
 def make_plan(
@@ -168,7 +177,7 @@ def _compare(
     def compare(item: Item) -> _State:
         located = cached.locate(item.utterance.id)
         try:
-            digest = read_input(stream, manifest, item.utterance).digest
+            digest = read_input(stream.input, stream.sample_rate_hz, manifest, item.utterance).digest
         except FeatcacheError as error:
             return _State(failure=str(error))
         if digest != located.entry.input:

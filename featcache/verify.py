@@ -1,16 +1,16 @@
 """Checking a cache: what its indices promise against what its parts hold; and what it holds of a manifest."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from featcache.backend import load_backend
 from featcache.cache import Cache, CachedStream
-from featcache.errors import CacheError
-from featcache.index import Index, checksum
-from featcache.manifest import Manifest
+from featcache.errors import CacheError, FeatcacheError
+from featcache.index import Index
+from featcache.integrity import part_problems
+from featcache.manifest import Manifest, Utterance
+from featcache.plan import read_input
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def verify(
 
     Args:
         cache: the cache's folder.
-        full: compare the checksum of every utterance with its bytes; otherwise only shapes and types.
+        full: compare the checksum of every utterance with its bytes; otherwise shapes, types, offsets and ids.
         on_part: called with the number of parts checked so far and of all parts.
 
     Returns:
@@ -53,7 +53,9 @@ def verify(
         if indices is not None:
             parts += [(indices, index) for index in indices.indices.values() if index.entries]
     for number, (stream, index) in enumerate(parts, start=1):
-        problems += [Problem(f"{stream.name}/{index.name}", what) for what in _check_part(stream, index, full)]
+        remedy = f"Delete {index.name}.json and run the same extract again: only that part is computed again."
+        found = part_problems(stream.path, index, stream.spec.frame_arrays, full)
+        problems += [Problem(f"{stream.name}/{index.name}", f"{what}. {remedy}") for what in found]
         on_part(number, len(parts))
     return sum(len(index.entries) for _, index in parts), problems
 
@@ -65,54 +67,6 @@ def _read_indices(folder: Path) -> tuple[CachedStream | None, list[Problem]]:
         return None, [Problem(folder.name, str(error))]
 
 
-def _check_part(stream: CachedStream, index: Index, full: bool) -> Iterator[str]:
-    """Yield what is wrong with a part."""
-    backend = load_backend(index.backend)
-    path = stream.path / (index.name + backend.suffix)
-    remedy = f"Delete {index.name}.json and run the same extract again."
-    try:
-        part = backend.open(path)
-    except (OSError, ValueError, KeyError) as error:
-        yield f"it cannot be opened: {error}. {remedy}"
-        return
-    try:
-        arrays = {name: part.array(name) for name in sorted(index.arrays) if name != "frames"}
-        for name, values in arrays.items():
-            declared = index.arrays[name]
-            if [str(values.dtype), list(values.shape)] != [declared["dtype"], declared["shape"]]:
-                yield (
-                    f"array {name!r} is {values.dtype} {values.shape}, the index says {declared['dtype']} "
-                    f"{tuple(declared['shape'])}. {remedy}"
-                )
-                return
-        for position, entry in enumerate(index.entries):
-            frames = None
-            if index.tier == "frames":
-                stop = entry.start + entry.num_frames
-                frames = part.frames(entry.start, stop if full else min(stop, entry.start + 1))
-            if not full:
-                continue
-            if frames is not None and frames.shape[1] != entry.num_frames:
-                yield f"{entry.id!r} has {frames.shape[1]} frames, the index says {entry.num_frames}. {remedy}"
-            elif checksum(frames, _rows(stream, arrays, index, position)) != entry.checksum:
-                yield f"the bytes of {entry.id!r} changed since they were written. {remedy}"
-    except (OSError, ValueError, KeyError) as error:
-        yield f"it cannot be read: {error}. {remedy}"
-    finally:
-        part.close()
-
-
-def _rows(stream: CachedStream, arrays: dict[str, np.ndarray], index: Index, position: int) -> list[np.ndarray]:
-    """Return one utterance's rows of every array, sorted by name, as its checksum was taken over them."""
-    entry = index.entries[position]
-    frames = slice(entry.start, entry.start + entry.num_frames)
-    return [
-        values[frames] if name in stream.spec.frame_arrays else values[position : position + 1]
-        for name, values in arrays.items()
-        if name != "offsets"
-    ]
-
-
 @dataclass(frozen=True)
 class Coverage:
     """What one stream holds of a manifest.
@@ -120,24 +74,58 @@ class Coverage:
     Attributes:
         stream: full name.
         present: ids held.
+        changed: id to reason, of those held for another input than the manifest's now, or one that is unusable now.
         failed: id to reason.
         missing: ids never computed.
     """
 
     stream: str
     present: Sequence[str]
+    changed: dict[str, str]
     failed: dict[str, str]
     missing: Sequence[str]
 
 
-def coverage(cache: Cache, manifest: Manifest) -> list[Coverage]:
-    """Return, for each stream, which utterances of a manifest it holds."""
+def coverage(
+    cache: Cache, manifest: Manifest, inputs: bool = True, on_checked: Callable[[int], None] = lambda _: None
+) -> list[Coverage]:
+    """Return, for each stream, which utterances of a manifest it holds.
+
+    Args:
+        cache: the cache.
+        manifest: the utterances.
+        inputs: read every recording and text, and compare it with what the features were computed from.
+        on_checked: called with 1 for each input compared.
+    """
     result = []
     for name in cache:
         stream = cache[name]
         failures = stream.failures
-        present = [item for item in manifest.ids if item in stream]
+        held = [item for item in manifest.ids if item in stream]
+        changed = changed_inputs(stream, manifest.select(held), on_checked) if inputs else {}
+        present = [item for item in held if item not in changed]
         failed = {item: failures[item] for item in manifest.ids if item in failures}
         missing = [item for item in manifest.ids if item not in stream and item not in failed]
-        result.append(Coverage(name, present, failed, missing))
+        result.append(Coverage(name, present, changed, failed, missing))
     return result
+
+
+def changed_inputs(
+    stream: CachedStream, manifest: Manifest, on_checked: Callable[[int], None] = lambda _: None
+) -> dict[str, str]:
+    """Return id to reason, of utterances whose audio or text is no longer what their features were computed from."""
+
+    def compare(utterance: Utterance) -> str | None:
+        try:
+            digest = read_input(stream.spec.input, stream.spec.sample_rate_hz, manifest, utterance).digest
+        except FeatcacheError as error:
+            return str(error)
+        return None if digest == stream.locate(utterance.id).entry.input else f"its {stream.spec.input} changed"
+
+    changed: dict[str, str] = {}
+    with ThreadPoolExecutor() as pool:
+        for utterance, reason in zip(manifest, pool.map(compare, manifest), strict=True):
+            on_checked(1)
+            if reason is not None:
+                changed[utterance.id] = reason
+    return changed

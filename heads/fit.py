@@ -24,8 +24,6 @@ from heads.layers import LayerMix
 from heads.members import MemberAdamW, Members
 from heads.metrics import ua, wa
 
-_EVAL_BATCH = 256
-
 
 @dataclass
 class Member:
@@ -195,12 +193,13 @@ class _Job:
         """Return ``(utterances, classes)`` float64 class probabilities of one member."""
         self._members.train(False)
         layers = None if self._layers is None else self._layers[number : number + 1]
-        logits = []
+        values = np.empty((len(positions), len(self._task.classes)))
         with torch.no_grad():
-            for chunk in positions.split(_EVAL_BATCH):
-                batch = self._inputs.batch(chunk[None], layers)
-                logits.append(self._members.one(number, tuple(item[0] for item in batch)))
-        return torch.softmax(torch.cat(logits).double(), dim=1).cpu().numpy()
+            for chunk in self._inputs.chunks(positions):
+                batch = self._inputs.batch(positions[chunk][None], layers)
+                logits = self._members.one(number, tuple(item[0] for item in batch))
+                values[chunk.numpy()] = torch.softmax(logits.double(), dim=1).cpu().numpy()
+        return values
 
     def _truth(self, positions: torch.Tensor) -> np.ndarray:
         return self._task.labels[positions.numpy()]

@@ -154,7 +154,8 @@ def _labelled(utterances: Iterable[Utterance], drop: bool) -> tuple[list[Utteran
     if unlabelled and not drop:
         raise ProtocolError(
             f"{len(unlabelled)} of {len(everything)} utterances have no label ({shown(unlabelled)}), so they can "
-            "neither train nor be scored. Take them out of the manifest, or set drop_unlabelled to leave them out here."
+            "neither train nor be scored. Take them out of the manifest, or leave them out here with drop_unlabelled "
+            "(train-heads --drop-unlabelled)."
         )
     labelled = [utterance for utterance in everything if utterance.label]
     if not labelled:

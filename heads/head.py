@@ -5,6 +5,7 @@ and the one loop of :mod:`heads.fit` trains it. Others, such as a support vector
 Nothing is ever chosen on test data: settings with several values are chosen on validation, fold by fold.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,10 +36,12 @@ class FitSettings:
         weight_decay: decoupled (AdamW); one or several.
         gradient_clip: largest norm of a model's gradient; None is no bound.
         eval_every: steps between evaluations on validation; the best one's weights are kept.
-        patience: stop after so many evaluations in a row without a better one; None never stops early.
+        patience: stop a job after so many evaluations in a row at which none of its members, the models trained
+            side by side, was better than ever before; None never stops early.
         select_by: metric on validation that chooses weights and candidates: ``"ua"`` or ``"wa"``.
         balanced: weigh classes by the inverse of their frequency in train.
-        seed: of initial weights and of the order of batches.
+        seed: of initial weights, dropout and the order of batches; `pipelines.train_heads` also draws random folds
+            and the validation cut from it.
     """
 
     steps: int = 2000
@@ -56,10 +59,12 @@ class FitSettings:
         for name in ("steps", "batch_size", "eval_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.learning_rate or min(self.learning_rate) <= 0:
-            raise ConfigError(f"learning_rate needs one or more positive numbers, got {self.learning_rate}.")
-        if not self.weight_decay or min(self.weight_decay) < 0:
-            raise ConfigError(f"weight_decay needs one or more numbers, 0 or more, got {self.weight_decay}.")
+        if not self.learning_rate or not all(math.isfinite(rate) and rate > 0 for rate in self.learning_rate):
+            raise ConfigError(f"learning_rate needs one or more positive, finite numbers, got {self.learning_rate}.")
+        if not self.weight_decay or not all(math.isfinite(decay) and decay >= 0 for decay in self.weight_decay):
+            raise ConfigError(f"weight_decay needs one or more finite numbers, 0 or more, got {self.weight_decay}.")
+        if self.gradient_clip is not None and not (math.isfinite(self.gradient_clip) and self.gradient_clip > 0):
+            raise ConfigError(f"gradient_clip must be positive and finite, or None, got {self.gradient_clip}.")
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,20 @@ class Inputs(ABC):
             Tensors whose first two axes are members and batch.
         """
 
+    def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return how to split utterances into batches that can be scored at once.
+
+        Args:
+            positions: ``(utterances,)`` positions in the task's ids.
+
+        Returns:
+            Indices into `positions`, ``(batch,)`` each; every index is in one of them, in any order.
+        """
+        return torch.arange(len(positions)).split(_EVAL_BATCH)
+
+
+_EVAL_BATCH = 256
+_EVAL_BYTES = 256 * 2**20
 
 InputsT = TypeVar("InputsT", bound=Inputs)
 
@@ -254,6 +273,19 @@ class FrameInputs(Inputs):
         """Return frames and lengths of the one member's batch."""
         frames, lengths = self.view.padded(indices[0])
         return frames[None], lengths[None]
+
+    def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return utterances of like length together, at most 256 MiB padded, or one that alone is larger."""
+        lengths = self.view.lengths[positions]
+        order = lengths.argsort(descending=True, stable=True)
+        frame_bytes = 4 * len(self.view.layers) * self.view.stream.spec.dim  # padded() gives float32
+        chunks = []
+        while len(order):
+            longest = int(lengths[order[0]])
+            size = min(_EVAL_BATCH, max(1, _EVAL_BYTES // (frame_bytes * longest)))
+            chunks.append(order[:size])
+            order = order[size:]
+        return chunks
 
 
 def chosen_layers(layer: int | str, num_layers: int, head: str) -> list[int]:

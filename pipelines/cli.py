@@ -1,11 +1,13 @@
 """The commands. Each is thin: it reads its options and calls one ``run`` of :mod:`pipelines`.
 
 Exit codes: 0 all done; 1 an error, told in a sentence; 2 wrong usage; 3 done, but some utterances failed or are
-missing; 130 interrupted (what was whole is committed).
+missing; 130 interrupted.
 """
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +31,16 @@ CacheArg = Annotated[Path, typer.Argument(help="Folder of the cache.", metavar="
 CacheOpt = Annotated[Path, typer.Option("--cache", help="Folder of the cache.")]
 PresetOpt = Annotated[str | None, typer.Option("--preset", help="A preset's name (featcache list) or a YAML file.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default="auto")]
+
+
+@contextmanager
+def _interruptible(text: str) -> Iterator[None]:
+    """Say what Ctrl-C left behind; without it Typer exits in silence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho(f"Interrupted. {text}", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -79,6 +91,7 @@ def check(
 
 
 @app.command()
+@_interruptible("What was whole is committed; run the same command to go on.")
 def extract(
     manifest: ManifestArg,
     cache: CacheOpt = Path("cache"),
@@ -141,11 +154,17 @@ def info(cache: CacheArg) -> None:
 
 
 @app.command()
-def coverage(cache: CacheArg, manifest: ManifestArg) -> None:
-    """Show which utterances of a manifest each stream holds, lacks, or could not compute."""
+def coverage(
+    cache: CacheArg,
+    manifest: ManifestArg,
+    inputs: Annotated[
+        bool, typer.Option("--inputs/--no-inputs", help="Compare every recording and text with what was computed.")
+    ] = True,
+) -> None:
+    """Show which utterances of a manifest each stream holds, lacks, holds for another input, or could not compute."""
     from pipelines import show
 
-    text, whole = show.coverage(cache, manifest)
+    text, whole = show.coverage(cache, manifest, inputs)
     typer.echo(text)
     raise typer.Exit(0 if whole else _PARTLY)
 
@@ -162,6 +181,7 @@ def verify(
 
 
 @app.command("train-heads")
+@_interruptible("The run in hand is not finished; run the same command to train it.")
 def train_heads(
     manifest: ManifestArg,
     cache: CacheOpt = Path("cache"),
@@ -188,6 +208,9 @@ def train_heads(
         typer.Option("--missing", help="error, or drop utterances that a stream lacks.", show_default="error"),
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="Column to learn.", show_default="label")] = None,
+    drop_unlabelled: Annotated[
+        bool | None, typer.Option("--drop-unlabelled", help="Leave utterances without a label out.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -208,7 +231,7 @@ def train_heads(
     options: dict[str, Any] = {
         "head": head, "streams": tuple(stream or ()), "folds": folds, "validation": validation,
         "validation_by": validation_by, "allow": tuple(allow or ()), "missing": missing, "label": label,
-        "device": device,
+        "drop_unlabelled": drop_unlabelled, "device": device,
     }  # fmt: skip
     chosen = config.read_preset(preset)
     runs = {} if head else config.preset_runs(chosen)
@@ -264,16 +287,17 @@ def list_plugins() -> None:
 
 
 def main() -> None:
-    """Run the commands; an error of this project becomes a sentence and exit code 1."""
+    """Run the commands; an error of this project or of the system becomes a sentence and exit code 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_TqdmHandler()])
     try:
         app()
     except FeatcacheError as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho("Interrupted. What was whole is committed; run the same command to go on.", err=True)
-        sys.exit(130)
+    except OSError as error:  # a full disk, a path that cannot be written
+        told = error.strerror and error.filename is not None
+        typer.secho(f"error: {f'{error.strerror}: {error.filename}' if told else error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
 
 
 class _TqdmHandler(logging.Handler):

@@ -6,6 +6,8 @@ win: defaults, preset, options, ``--set``.
 """
 
 import hashlib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -47,6 +49,7 @@ class TrainConfig:
         allow: names of protocol errors to let pass; the report shows them.
         missing: what to do with utterances that a stream lacks: ``error`` or ``drop``.
         label: the manifest's column to learn.
+        drop_unlabelled: leave utterances without a label out, instead of refusing.
         device: where training runs.
     """
 
@@ -60,7 +63,14 @@ class TrainConfig:
     allow: tuple[str, ...] = ()
     missing: Literal["error", "drop"] = "error"
     label: str = "label"
+    drop_unlabelled: bool = False
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in self.settings.items():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ConfigError(f"settings.{name} must be finite, got {value}.")
 
     def digest(self, *context: Any) -> str:
         """Return 16 digits that name this configuration together with what it ran on; the device has no part."""
@@ -126,28 +136,33 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return nested
 
 
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}")
+
+
 def _number(value: Any) -> Any:
-    """Read 1e-4 as a number, which YAML 1.1 takes for text."""
+    """Read 1e-4 as a number, which YAML 1.1 takes for text; a revision such as 12e45678 stays text."""
     if isinstance(value, list):
         return [_number(item) for item in value]
-    if isinstance(value, str) and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    if isinstance(value, str) and _NUMBER.fullmatch(value) and math.isfinite(float(value)):
+        return float(value)
     return value
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return mappings merged key by key, later ones winning; None is no value."""
+    """Return mappings merged key by key, later ones winning; None wins too, but leaves a mapping as it is."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-                merged[key] = merge(merged[key], value)
-            elif value is not None:
+            if isinstance(merged.get(key), Mapping) and (value is None or isinstance(value, Mapping)):
+                merged[key] = merge(merged[key], value or {})
+            else:
                 merged[key] = value
     return merged
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given on the command line."""
+    return {name: value for name, value in options.items() if value not in (None, (), [])}
 
 
 def extract_config(
@@ -182,7 +197,7 @@ def extract_config(
         if not isinstance(values, Mapping):
             raise ConfigError(f"--set {name}={values}: give a setting of the stream, such as {name}.checkpoint=FOLDER.")
         wanted[name] = merge(wanted[name], values)
-    return build(ExtractConfig, {**merge(section, options), "streams": wanted}, "extract")
+    return build(ExtractConfig, {**merge(section, _given(options)), "streams": wanted}, "extract")
 
 
 def train_config(preset: Mapping[str, Any], options: Mapping[str, Any], overrides: Sequence[str]) -> TrainConfig:
@@ -194,9 +209,12 @@ def train_config(preset: Mapping[str, Any], options: Mapping[str, Any], override
         overrides: ``KEY=VALUE`` texts: ``fit.steps=500``, ``settings.projector_dim=128``, ``validation=0.1``.
     """
     section = preset.get("train") or {}
-    given = {name: value for name, value in options.items() if value not in (None, (), [])}
-    values = merge(_differing(section, given), parse_overrides(overrides))
-    values["fit"] = build(FitSettings, _tuples(values.get("fit", {}), "learning_rate", "weight_decay"), "fit")
+    values = merge(_differing(section, _given(options)), parse_overrides(overrides))
+    for name in ("fit", "settings"):
+        values[name] = {} if values.get(name) is None else values[name]
+        if not isinstance(values[name], Mapping):
+            raise ConfigError(f"{name} takes values by name, such as {name}.NAME=VALUE, got {values[name]!r}.")
+    values["fit"] = build(FitSettings, _tuples(values["fit"], "learning_rate", "weight_decay"), "fit")
     return build(TrainConfig, values, "train")
 
 

@@ -87,6 +87,9 @@ def run(
         manifest: the utterances wanted.
         cache: the cache's folder; made when missing.
         on_summary: called after each stream.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM was received; what was whole is committed.
     """
     summaries = []
     for stream in load_streams(config):
@@ -102,6 +105,7 @@ def run(
             )  # fmt: skip
         on_summary(summary)
         summaries.append(summary)
+        interrupts.check()  # a signal after the last batch stops before the next stream
     return summaries
 
 

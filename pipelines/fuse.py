@@ -6,7 +6,7 @@ from pathlib import Path
 from featcache.errors import ConfigError
 from heads.fusion import Space, fuse_runs
 from heads.runs import Run, read_run, write_run
-from pipelines.train_heads import TRAINING_FILES
+from pipelines.train_heads import TRAINING_FILES, check_folder
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
         on_message: called with a sentence for each thing worth knowing.
 
     Raises:
-        ConfigError: weights that are not numbers or not one a run, or `out` holds a run already.
+        ConfigError: weights that are not numbers or not one a run, or `out` is a file or holds a run already.
         ScoresError: runs that do not fit together.
     """
     try:
@@ -39,6 +39,7 @@ def run(
         raise ConfigError(f"--weights takes numbers separated by commas, such as 0.6,1.0, got {weights!r}.") from None
     if space not in ("prob", "log"):
         raise ConfigError(f"There is no space {space!r}. Use prob or log.")
+    check_folder(out)
     if (out / "scores.csv").exists() and not overwrite:
         raise ConfigError(f"{str(out)!r} holds a run already. Give another --out, or --overwrite to replace it.")
     runs = [read_run(folder) for folder in folders]

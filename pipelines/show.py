@@ -135,16 +135,24 @@ def _short(value: object) -> str:
     return f"{len(value)} names" if isinstance(value, list) and len(value) > _SHOWN else str(value)
 
 
-def coverage(path: Path, manifest: Path) -> tuple[str, bool]:
-    """Return which utterances each stream holds, and whether every stream holds all."""
-    found = measure_coverage(open_cache(path), Manifest.read(manifest))
-    rows = [("stream", "present", "failed", "missing")]
-    rows += [(one.stream, str(len(one.present)), str(len(one.failed)), str(len(one.missing))) for one in found]
+def coverage(path: Path, manifest: Path, inputs: bool) -> tuple[str, bool]:
+    """Return which utterances each stream holds, and whether every stream holds all, for the inputs as they are now."""
+    with tqdm(desc="comparing inputs", unit=" utt", file=sys.stderr, leave=False, delay=2) as progress:
+
+        def advance(count: int) -> None:
+            progress.update(count)
+
+        found = measure_coverage(open_cache(path), Manifest.read(manifest), inputs, advance)
+    rows = [("stream", "present", "changed", "failed", "missing")]
+    for one in found:
+        parts = (one.present, one.changed, one.failed, one.missing)
+        rows.append((one.stream, *(str(len(part)) for part in parts)))  # type: ignore[arg-type]
     lines = [table(rows)] if found else [f"The cache {str(path)!r} holds no stream yet."]
     for one in found:
+        lines += _listed(f"{one.stream}: changed", one.changed)
         lines += _listed(f"{one.stream}: failed", one.failed)
         lines += _listed(f"{one.stream}: missing", dict.fromkeys(one.missing, "never extracted"))
-    return "\n".join(lines), bool(found) and not any(one.failed or one.missing for one in found)
+    return "\n".join(lines), bool(found) and not any(one.changed or one.failed or one.missing for one in found)
 
 
 def metrics(run: Run) -> str:

@@ -13,10 +13,11 @@ The folder holds, beside ``scores.csv``, ``validation_scores.csv``, ``metrics.js
 import csv
 import io
 import json
+import math
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from featcache.files import write_atomically
 from featcache.manifest import Manifest, Utterance
 from featcache.settings import build
 from heads.fold_files import save_folds
-from heads.folds import FoldSet, make_folds
+from heads.folds import Fold, FoldSet, make_folds
 from heads.head import Head, OnProgress, Outcome, Task
 from heads.runs import Run, write_run
 from heads.scores import Scores
@@ -94,17 +95,25 @@ def run(
         raise ConfigError("Say which stream to train on, with --stream NAME.")
     opened = open_cache(cache)
     streams = {name: opened[name] for name in config.streams}
-    labelled = [_relabelled(utterance, config.label) for utterance in manifest]
-    kept, dropped = _covered(labelled, streams, config, opened)
+    relabelled = [_relabelled(utterance, config.label) for utterance in manifest]
+    unlabelled = [utterance for utterance in relabelled if config.drop_unlabelled and not utterance.label]
+    wanted = [utterance for utterance in relabelled if utterance.label or not config.drop_unlabelled]
+    kept, dropped = _covered(wanted, streams, config, opened)
     if dropped:
         on_message(f"{len(dropped)} utterances are left out: a stream lacks them ({dropped[0]!r} and so on).")
     folds = make_folds(
-        kept, config.folds, validation=config.validation, validation_by=config.validation_by, seed=config.fit.seed,
-        allow=config.allow,
+        [*kept, *unlabelled], config.folds, validation=config.validation, validation_by=config.validation_by,
+        seed=config.fit.seed, allow=config.allow, drop_unlabelled=config.drop_unlabelled,
     )  # fmt: skip
+    if folds.num_unlabelled:
+        on_message(f"{folds.num_unlabelled} utterances are left out: they have no {config.label}.")
     for problem in folds.problems:
         on_message(str(problem))
-    digest = config.digest([stream.name for stream in streams.values()], [_facts(utterance) for utterance in kept])
+    digest = config.digest(
+        [stream.name for stream in streams.values()],
+        [_facts(utterance, streams.values()) for utterance in kept],
+        [_membership(fold) for fold in folds],
+    )
     existing = _existing(out, digest, overwrite)
     if existing is not None:
         return Trained(existing, folds, dropped, skipped=True)
@@ -158,7 +167,12 @@ def _relabelled(utterance: Utterance, column: str) -> Utterance:
     if column == "label":
         return utterance
     value = utterance.column(column)
-    return Utterance(**{**{key: getattr(utterance, key) for key in utterance.__dataclass_fields__}, "label": value})
+    if isinstance(value, Mapping | list):
+        raise ConfigError(
+            f"--label {column}: {utterance.id!r} has {value!r} there. Name a column of texts, numbers or flags."
+        )
+    missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return replace(utterance, label=None if missing else str(value))
 
 
 def _covered(
@@ -176,27 +190,44 @@ def _covered(
             f"See 'featcache coverage {cache.path} MANIFEST'; extract them, or leave them out with --missing drop."
         )
     kept = [utterance for utterance in utterances if utterance.id not in lacking]
-    if not kept:
+    if utterances and not kept:
         raise CacheError(f"{', '.join(stream.name for stream in streams.values())} holds none of the utterances.")
     return kept, list(lacking)
 
 
-def _facts(utterance: Utterance) -> list[Any]:
-    return [utterance.id, utterance.label, utterance.speaker, utterance.session]
+def _facts(utterance: Utterance, streams: Iterable[CachedStream]) -> list[Any]:
+    """Return what a run takes from an utterance: what is known of it, and what each stream read and stored."""
+    entries = [stream.locate(utterance.id).entry for stream in streams]
+    stored = [[entry.input, entry.checksum] for entry in entries]
+    return [utterance.id, utterance.label, utterance.speaker, utterance.session, stored]
+
+
+def _membership(fold: Fold) -> list[Any]:
+    return [fold.name, *([part, list(ids)] for part, ids in fold.parts.items())]
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a run folder that is a file or would lie below one.
+
+    Raises:
+        ConfigError: it is.
+    """
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{str(nearest)!r} is a file. Give --out a folder.")
 
 
 def _existing(out: Path, digest: str, overwrite: bool) -> Run | None:
     """Return the run in `out` if it is the very one wanted.
 
     Raises:
-        ConfigError: another run, or other files, lie there.
+        ConfigError: another run, or other files, lie there, or it is no folder.
     """
     from heads.runs import read_run
 
+    check_folder(out)
     if overwrite or not out.exists():
         return None
-    if not out.is_dir():
-        raise ConfigError(f"{str(out)!r} is a file. Give --out a folder.")
     if (out / "scores.csv").exists():
         found = read_run(out)
         if (found.config or {}).get("digest") == digest:

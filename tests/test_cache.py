@@ -258,15 +258,15 @@ def test_plain_zarr_reads_every_array_without_a_warning(tmp_path: Path, manifest
     run(manifest, tmp_path / "cache", backend="zarr")
     stream = featcache.open(tmp_path / "cache")["ramp"]
     group = zarr.open_group(str(stream.path), mode="r")
-    seen = []
-    for _, part in sorted(group.groups()):
-        offsets = part["offsets"][:]
-        for row, name in enumerate(part.attrs["ids"]):
-            seen.append(name)
-            assert np.array_equal(part["frames"][:, offsets[row] : offsets[row + 1]], stream[name])
-            assert np.array_equal(part["mean"][row], stream.stats([name])[0][0])
-            assert part["peak"][row] == stream.array("peak", [name])[0]
-    assert sorted(seen) == manifest.ids
+    assert sorted(name for name, _ in group.groups()) == sorted(stream.indices)
+    assert sorted(group.attrs["utterances"]) == manifest.ids
+    for name, at in group.attrs["utterances"].items():
+        part, row, start = group[at["part"]], at["row"], at["start"]
+        assert part.attrs["ids"][row] == name
+        assert part["offsets"][row] == start
+        assert np.array_equal(part["frames"][:, start : start + at["num_frames"]], stream[name])
+        assert np.array_equal(part["mean"][row], stream.stats([name])[0][0])
+        assert part["peak"][row] == stream.array("peak", [name])[0]
 
 
 def test_plain_h5py_reads_every_array_through_one_file(tmp_path: Path, manifest: Manifest) -> None:
@@ -281,6 +281,8 @@ def test_plain_h5py_reads_every_array_through_one_file(tmp_path: Path, manifest:
         for name, start, count, row in zip(ids, file["start"], file["num_frames"], file["row"], strict=True):
             assert np.array_equal(file["frames"][:, start : start + count], stream[name])
             assert np.array_equal(file["std"][row], stream.stats([name])[1][0])
+            assert np.array_equal(file["position"][start : start + count], np.arange(count))
+            assert file["peak"][row] == stream.array("peak", [name])[0]
     part = next(moved.glob("part-*.h5"))
     with h5py.File(part) as file:
         assert set(file) == {"frames", "ids", "layers", "mean", "offsets", "peak", "position", "std"}

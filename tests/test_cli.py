@@ -2,9 +2,12 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from typer.testing import CliRunner
 import featcache
 from featcache import Manifest, Utterance
 from heads.runs import read_run
-from pipelines.cli import app
+from pipelines.cli import app, main
 
 runner = CliRunner()
 
@@ -34,6 +37,20 @@ def shell(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *map(str, arguments)], capture_output=True, text=True, check=False
     )
+
+
+def rewrite(manifest: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> None:
+    """Replace each row of a manifest by row and the columns that `change` gives for its number and itself."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    changed = [{**row, **change(number, row)} for number, row in enumerate(rows)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in changed))
+
+
+def failure(*arguments: object) -> str:
+    """Run a command that fails with an error of this project, and return its sentence."""
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, featcache.FeatcacheError)
+    return str(result.exception)
 
 
 @pytest.fixture
@@ -90,6 +107,68 @@ def test_a_run_is_not_trained_twice_nor_overwritten_by_another(tmp_path: Path, m
     assert failed.returncode == 1
     assert "holds another run. Give another --out, or --overwrite" in failed.stderr
     assert "Wrote" in call(*arguments, "--set", "settings.C=2", "--overwrite")
+
+
+def test_a_run_on_other_features_is_another_run(tmp_path: Path, manifest: Path) -> None:
+    cache = tmp_path / "cache"
+    extract = ["extract", manifest, "--cache", cache, "--stream", "log_mel", "--tier", "stats"]
+    train = ["train-heads", manifest, "--cache", cache, "--stream", "log_mel", "--head", "svm", "--out", tmp_path / "r"]
+    call(*extract)
+    call(*train)
+    soundfile.write(manifest.parent / "u07.wav", tone(0.5, seed=99), 16000, subtype="FLOAT")
+    assert "1 computed, 23 present" in call(*extract)
+    assert "holds another run" in failure(*train)
+    call(*train, "--overwrite")
+    assert "Already there" in call(*train)
+
+
+def test_a_run_on_other_folds_is_another_run(tmp_path: Path, manifest: Path) -> None:
+    cache = tmp_path / "cache"
+    call("extract", manifest, "--cache", cache, "--stream", "log_mel", "--tier", "stats")
+    train = [
+        "train-heads", manifest, "--cache", cache, "--stream", "log_mel", "--head", "svm", "--folds", "split",
+        "--allow", "speaker", "--out", tmp_path / "r",
+    ]  # fmt: skip
+    rewrite(manifest, lambda number, _: {"split": "test" if number < 6 else "train"})
+    call(*train)
+    rewrite(manifest, lambda number, _: {"split": "test" if number < 7 else "train"})
+    assert "holds another run" in failure(*train)
+
+
+def test_numbers_and_flags_are_labels_and_what_has_none_can_be_left_out(tmp_path: Path, manifest: Path) -> None:
+    cache = tmp_path / "cache"
+    call("extract", manifest, "--cache", cache, "--stream", "log_mel", "--tier", "stats")
+    absent = {3: None, 4: "", 5: float("nan")}
+    rewrite(
+        manifest,
+        lambda number, row: {
+            "level": absent.get(number, number % 2), "shouted": row["label"] == "loud", "votes": {"loud": 2},
+        },
+    )  # fmt: skip
+    train = ["train-heads", manifest, "--cache", cache, "--stream", "log_mel", "--head", "svm"]
+    assert "3 of 24 utterances have no label ('u03', 'u04', 'u05')" in failure(*train, "--label", "level")
+    result = runner.invoke(
+        app, [*map(str, train), "--label", "level", "--drop-unlabelled", "--out", str(tmp_path / "level")]
+    )
+    assert "3 utterances are left out: they have no level." in result.stderr
+    scores = read_run(tmp_path / "level").scores
+    assert scores.classes == ("0", "1")
+    assert len(scores.ids) == 21
+    call(*train, "--label", "shouted", "--out", tmp_path / "shouted")
+    assert read_run(tmp_path / "shouted").scores.classes == ("False", "True")
+    assert "--label votes: 'u00' has {'loud': 2} there" in failure(*train, "--label", "votes")
+    assert "There is no labelled utterance" in failure(*train, "--label", "gone", "--drop-unlabelled")
+
+
+def test_an_unlabelled_utterance_that_is_left_out_need_not_be_in_the_cache(tmp_path: Path, manifest: Path) -> None:
+    (manifest.parent / "u03.wav").unlink()
+    call("extract", manifest, "--cache", tmp_path / "cache", "--stream", "log_mel", "--tier", "stats", code=3)
+    rewrite(manifest, lambda number, row: {"label": None if number == 3 else row["label"]})
+    call(
+        "train-heads", manifest, "--cache", tmp_path / "cache", "--stream", "log_mel", "--head", "svm",
+        "--drop-unlabelled", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert len(read_run(tmp_path / "run").scores.ids) == 23
 
 
 def test_hidden_states_of_a_folder_are_extracted_and_probed_layer_by_layer(tmp_path: Path, manifest: Path) -> None:
@@ -155,7 +234,7 @@ def test_bad_recordings_fail_alone_and_are_told_in_summary_index_and_exit_code(t
         assert re.search(rf"failed: '{name}': .*{reason}", output)
     assert sorted(featcache.open(cache)["log_mel"].failures) == ["u01", "u02", "u03", "u04", "u05", "u06"]
     coverage = call("coverage", cache, manifest, code=3)
-    assert re.search(r"log_mel-\w{8} +18 +6 +0", coverage)
+    assert re.search(r"log_mel-\w{8} +18 +0 +6 +0", coverage)
     assert call("check", manifest, code=3).endswith("6 problems.\n")
     train = [
         "train-heads",
@@ -231,6 +310,78 @@ def test_an_error_exits_with_1_and_without_a_traceback(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: There is no cache")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["corpus", "table", "M.csv", "--out", "FILE/x"], "File exists: FILE"),
+        (["export", "M", "--out", "FILE/x"], "File exists: FILE"),
+        (["report", "RUN", "--out", "FILE/x"], "File exists: FILE"),
+        (["train-heads", "M", "--out", "FILE"], "'FILE' is a file. Give --out a folder."),
+        (["train-heads", "M", "--out", "FILE", "--overwrite"], "'FILE' is a file. Give --out a folder."),
+        (["train-heads", "M", "--out", "FILE/x/y"], "'FILE' is a file. Give --out a folder."),
+        (["fuse", "RUN", "--weights", "1", "--out", "FILE/x"], "'FILE' is a file. Give --out a folder."),
+    ],
+)
+def test_an_out_below_a_file_is_answered_in_a_sentence(
+    tmp_path: Path,
+    manifest: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("precious")
+    Manifest.read(manifest).write(tmp_path / "M")
+    train = ["--stream", "log_mel", "--head", "svm"]
+    call("export", "M", "--out", "M.csv")
+    call("extract", "M", "--stream", "log_mel", "--tier", "stats")
+    call("train-heads", "M", *train, "--out", "RUN")
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["featcache", *arguments, *(train if arguments[0] == "train-heads" else [])])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 1
+    assert f"error: {message}\n" in capsys.readouterr().err
+    assert (tmp_path / "FILE").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("extract", "Interrupted. What was whole is committed; run the same command to go on."),
+        ("train-heads", "Interrupted. The run in hand is not finished; run the same command to train it."),
+    ],
+)
+def test_an_interrupted_command_says_what_it_left(
+    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"pipelines.{command.replace('-', '_')}.run", interrupt)
+    result = runner.invoke(app, [command, str(manifest), "--cache", str(tmp_path / "cache"), "--stream", "log_mel"])
+    assert result.exit_code == 130
+    assert message in result.stderr
+
+
+def test_ctrl_c_after_the_last_batch_of_a_stream_stops_before_the_next(
+    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import extract as pipeline
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        summary = featcache.extract.extract(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        return summary
+
+    monkeypatch.setattr(pipeline, "extract", interrupted)
+    cache = tmp_path / "cache"
+    call("extract", manifest, "--cache", cache, "--stream", "log_mel", "--stream", "ge2e_states", code=130)
+    assert [name.rpartition("-")[0] for name in featcache.open(cache)] == ["log_mel"]
+    assert len(featcache.open(cache)["log_mel"]) == 24
 
 
 def commands() -> dict[str, typer.core.TyperCommand]:

@@ -1,5 +1,6 @@
 """Heads learn what can be learnt, side by side as alone, and nothing leaks from test into a choice."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from featcache import Manifest, Utterance, registry
 from featcache.commit import StreamWriter, store
 from featcache.errors import ConfigError, ProtocolError, UnknownNameError
 from featcache.stream import Features, StreamSpec
+from featcache.view import View
 from heads.fit import fit
 from heads.folds import make_folds
-from heads.head import FitSettings, Head, Task
+from heads.head import FitSettings, FrameInputs, Head, StatsInputs, Task
 from heads.layers import LayerMix, Standardise, masked_mean
 from heads.members import MemberAdamW, Members
 from heads.metrics import ua
@@ -189,6 +191,43 @@ def test_padding_does_not_change_scores() -> None:
     torch.testing.assert_close(module(frames, lengths), module(padded, lengths))
 
 
+def test_scores_are_in_the_order_of_the_ids_however_evaluation_is_split(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = FitSettings(steps=5, eval_every=5)
+    [fold, *_] = task.folds
+    # Neither sorted nor in order of length.
+    shuffled = replace(fold, test=tuple(sorted(fold.test, key=lambda name: name[::-1])))
+    one_fold = Task(task.streams, task.ids, task.labels, task.classes, (shuffled,))
+    [together] = MeanPool().train(one_fold, settings, lambda *_: None)
+    for num_bytes in (1, 3 * 4 * LAYERS * 11 * DIM):
+        monkeypatch.setattr("heads.head._EVAL_BYTES", num_bytes)
+        [split] = MeanPool().train(one_fold, settings, lambda *_: None)
+        np.testing.assert_allclose(split.test, together.test, rtol=1e-5)
+        np.testing.assert_allclose(split.validation, together.validation, rtol=1e-5)
+
+
+def test_whole_utterances_are_evaluated_in_batches_of_bounded_size(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame_bytes = 4 * LAYERS * DIM
+    monkeypatch.setattr("heads.head._EVAL_BYTES", 30 * frame_bytes)
+    inputs = FrameInputs(View(task.streams["toy"], task.ids))
+    positions = torch.arange(len(task.ids)).flip(0)[:50]
+    chunks = inputs.chunks(positions)
+    assert sorted(torch.cat(list(chunks)).tolist()) == list(range(50))
+    for chunk in chunks:
+        frames, _ = inputs.batch(positions[chunk][None], None)
+        assert frames.nbytes <= 30 * frame_bytes
+    assert max(len(chunk) for chunk in chunks) > 1
+    monkeypatch.setattr("heads.head._EVAL_BYTES", 1)
+    assert [len(chunk) for chunk in inputs.chunks(positions)] == [1] * 50
+
+
+def test_stats_are_evaluated_in_order(task: Task) -> None:
+    chunks = StatsInputs(View(task.streams["toy"], task.ids), with_std=False).chunks(torch.arange(600))
+    assert [len(chunk) for chunk in chunks] == [256, 256, 88]
+    assert torch.cat(list(chunks)).tolist() == list(range(600))
+
+
 def test_masked_mean_counts_only_real_frames() -> None:
     frames = torch.tensor([[[1.0], [3.0], [100.0]], [[2.0], [2.0], [5.0]]])
     assert masked_mean(frames, torch.tensor([2, 3])).tolist() == [[2.0], [3.0]]
@@ -244,10 +283,19 @@ def test_patience_stops_a_run_that_no_longer_improves(task: Task) -> None:
     assert steps[-1] == 1000
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "gradient_clip"])
+def test_rates_that_are_negative_or_not_finite_are_refused(name: str, bad: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} .*finite"):
+        FitSettings(**{name: bad if name == "gradient_clip" else (1e-3, bad)})  # type: ignore[arg-type]
+
+
 def test_settings_that_cannot_train_are_refused(task: Task) -> None:
     for wrong in ({"steps": 0}, {"learning_rate": (0.0,)}, {"weight_decay": ()}):
         with pytest.raises(ConfigError, match="must be at least 1|needs one or more"):
             FitSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="gradient_clip must be positive and finite, or None, got 0.0"):
+        FitSettings(gradient_clip=0.0)
     uncut = tuple(replace(fold, train=fold.train + fold.validation, validation=()) for fold in task.folds)
     with pytest.raises(ProtocolError, match="no validation part"):
         fit(LayerMixHead(), Task(task.streams, task.ids, task.labels, task.classes, uncut), QUICK)

@@ -74,6 +74,16 @@ class Hdf5Part(PartFile):
         with h5py.File(self._path, "r") as file:
             return np.asarray(file[name][...])
 
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return dtype and shape of a dataset."""
+        with h5py.File(self._path, "r") as file:
+            return str(file[name].dtype), tuple(file[name].shape)
+
+    def ids(self) -> list[str]:
+        """Return the dataset of ids."""
+        with h5py.File(self._path, "r") as file:
+            return list(file["ids"].asstr()[...])
+
     def close(self) -> None:
         """Close the file and drop the map."""
         self._map = None

@@ -83,6 +83,17 @@ class ZarrPart(PartFile):
         member = self._group[name]
         return np.asarray(member[...])  # type: ignore[index]
 
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return dtype and shape from the array's metadata."""
+        member = self._group[name]
+        if not isinstance(member, zarr.Array):
+            raise KeyError(name)
+        return str(member.dtype), tuple(member.shape)
+
+    def ids(self) -> list[str]:
+        """Return the ids among the group's attributes."""
+        return list(self._group.attrs["ids"])  # type: ignore[arg-type]
+
     def close(self) -> None:
         """Drop the maps; the operating system unmaps them with their last view."""
         self._maps.clear()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from featcache import checkpoints
+from featcache import checkpoints, hub
 from featcache.checkpoints import Checkpoint
 from featcache.errors import CheckpointError, StreamError
 from featcache.stream import Extractor, Features, Stream, StreamSpec
@@ -134,11 +134,14 @@ class HiddenStates(Stream):
                 f"The checkpoint {self.checkpoint!r} is of type {family!r}; hidden_states takes {', '.join(FAMILIES)}. "
                 "For text encoders use the stream token_states."
             )
+        needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "conv_kernel", "conv_stride")
+        lacking = [key for key in needed if key not in checkpoint.config]
+        if lacking:
+            raise CheckpointError(f"The config.json of {self.checkpoint!r} lacks {', '.join(lacking)}. Save it again.")
         return checkpoint
 
     def _normalises(self, checkpoint: Checkpoint) -> bool:
-        path = checkpoint.folder / "preprocessor_config.json"
-        settings: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings = self._preprocessor(checkpoint)
         rate = settings.get("sampling_rate", self.sample_rate_hz)
         if rate != self.sample_rate_hz:
             raise CheckpointError(
@@ -146,6 +149,21 @@ class HiddenStates(Stream):
                 f"{self.sample_rate_hz} Hz. Choose a checkpoint trained at that rate."
             )
         return bool(settings.get("do_normalize", True)) if self.normalise is None else self.normalise
+
+    def _preprocessor(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        """Return what ``preprocessor_config.json`` says; a checkpoint may come without one."""
+        path = checkpoint.folder / "preprocessor_config.json"
+        if not path.is_file() and checkpoint.from_hub and self.normalise is None:
+            hub.fetch_optional(self.checkpoint, self.revision, path.name, "Or set hidden_states.normalise.")
+        if not path.is_file():
+            return {}
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{str(path)!r} is not JSON: {error}. Download it again.") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{str(path)!r} must hold a JSON object. Download it again.")
+        return values
 
 
 def _hides_padding(config: Mapping[str, Any]) -> bool:
