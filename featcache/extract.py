@@ -257,6 +257,7 @@ class _Run:
                     self._fail(item, str(features), failures)
                     continue
                 try:
+                    self._check_length(read, features)
                     stored[item.utterance.id] = store(
                         item.utterance.id, read.digest, item.generation, features, self.spec, self.options.tier
                     )
@@ -282,6 +283,15 @@ class _Run:
                 ]
         # Outside the except blocks, whose error would keep the failed batch's tensors alive.
         return [result for read in inputs for result in self._extract([read])]
+
+    def _check_length(self, read: Input, features: Features) -> None:
+        """Refuse frames that disagree with the audio they are of."""
+        expected = self.stream.num_frames(len(read.value)) if self.stream.input == "audio" else None
+        if expected is not None and features.frames.shape[1] != expected:
+            raise StreamError(
+                f"it got {features.frames.shape[1]} frames where {len(read.value)} samples give {expected}. "
+                f"This is a fault of the stream {self.spec.kind!r}, not of the recording; please report it."
+            )
 
     def _fail(self, item: Item, reason: str, failures: dict[str, str]) -> None:
         name = item.utterance.id

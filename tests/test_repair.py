@@ -194,6 +194,16 @@ def test_another_fault_of_the_model_is_not_taken_for_a_bad_utterance(tmp_path: P
     assert "while stream ramp-" in caught.value.__notes__[0]
 
 
+def test_frames_that_disagree_with_the_audio_are_refused(tmp_path: Path, manifest: Manifest) -> None:
+    class Short(Ramp):
+        def num_frames(self, num_samples: int) -> int:
+            return num_samples // 160 + (num_samples > 8000)
+
+    summary = run(manifest, tmp_path / "cache", Short())
+    assert list(summary.failures) == ["u001"]
+    assert "it got 51 frames where 8160 samples give 52" in summary.failures["u001"]
+
+
 def test_a_file_in_place_of_the_cache_is_named(tmp_path: Path, manifest: Manifest) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(CacheError, match="is a file. Give --cache a folder"):
