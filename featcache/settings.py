@@ -6,7 +6,7 @@ that a wrong name or type is caught before anything expensive starts.
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from featcache.errors import ConfigError
 
@@ -18,7 +18,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Args:
         cls: a dataclass; its field annotations say what is accepted.
-        values: field name to value. Text is converted where the field is a number or a flag.
+        values: field name to value. Text is converted where the field is a number or a flag; one value will do where
+            the field is a tuple.
         where: what is being configured, for error messages, such as ``"stream log_mel"``.
 
     Raises:
@@ -32,8 +33,13 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(
             f"{where} has no setting {', '.join(unknown)}. Its settings are: {', '.join(known) or 'none'}."
         )
+    hints = get_type_hints(cls)
+    given = {
+        name: (value,) if get_origin(hints[name]) is tuple and not isinstance(value, list | tuple) else value
+        for name, value in values.items()
+    }
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        return TypeAdapter(cls).validate_python(given)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})"

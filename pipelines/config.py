@@ -214,7 +214,7 @@ def train_config(preset: Mapping[str, Any], options: Mapping[str, Any], override
         values[name] = {} if values.get(name) is None else values[name]
         if not isinstance(values[name], Mapping):
             raise ConfigError(f"{name} takes values by name, such as {name}.NAME=VALUE, got {values[name]!r}.")
-    values["fit"] = build(FitSettings, _tuples(values["fit"], "learning_rate", "weight_decay"), "fit")
+    values["fit"] = build(FitSettings, values["fit"], "fit")
     return build(TrainConfig, values, "train")
 
 
@@ -232,11 +232,3 @@ def _differing(section: Mapping[str, Any], differences: Mapping[str, Any]) -> di
     if differences.get("head", section.get("head")) != section.get("head"):
         section = {name: value for name, value in section.items() if name != "settings"}
     return merge(section, differences)
-
-
-def _tuples(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Let settings that may have several values be given as one."""
-    return {
-        key: (value,) if key in names and not isinstance(value, list | tuple) else value
-        for key, value in values.items()
-    }

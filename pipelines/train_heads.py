@@ -146,11 +146,7 @@ def load_head(config: TrainConfig) -> Head:
         ConfigError: settings that it does not have.
     """
     cls = registry.load("heads.models", config.head, Head)
-    settings = {
-        name: (value,) if name == "C" and not isinstance(value, list | tuple) else value
-        for name, value in config.settings.items()
-    }
-    return build(cls, settings, f"head {config.head}")
+    return build(cls, config.settings, f"head {config.head}")
 
 
 def make_task(utterances: Sequence[Utterance], folds: FoldSet, streams: dict[str, CachedStream], device: str) -> Task:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import typer
 from makers import speech_checkpoint, tone, write_corpus
 from text_makers import text_checkpoint
 from typer.testing import CliRunner
@@ -382,42 +381,3 @@ def test_ctrl_c_after_the_last_batch_of_a_stream_stops_before_the_next(
     call("extract", manifest, "--cache", cache, "--stream", "log_mel", "--stream", "ge2e_states", code=130)
     assert [name.rpartition("-")[0] for name in featcache.open(cache)] == ["log_mel"]
     assert len(featcache.open(cache)["log_mel"]) == 24
-
-
-def commands() -> dict[str, typer.core.TyperCommand]:
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("name", commands())
-def test_every_command_and_option_has_help(name: str) -> None:
-    command = commands()[name]
-    assert command.help
-    for parameter in command.params:
-        assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
-
-
-def test_help_shows_the_defaults() -> None:
-    for name, default in {"extract": "float16", "train-heads": "session", "fuse": "prob"}.items():
-        assert default in call(name, "--help")
-
-
-@pytest.mark.parametrize("name", commands())
-def test_every_command_is_in_the_readme(name: str) -> None:
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-    assert f"featcache {name}" in readme
-
-
-def test_list_shows_every_plugin_with_its_title() -> None:
-    output = call("list")
-    for name in ("iemocap", "hidden_states", "layer_mix", "hdf5", "demo"):
-        assert re.search(rf"^  {name}\b", output, flags=re.MULTILINE)
-    assert "not usable" not in output
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys, featcache, pipelines.cli; "
-        "print([m for m in ('torch', 'transformers', 'librosa', 'sklearn', 'matplotlib') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 _MOST_PADDING = 1.05
 _LARGE_PARAMETERS = 3.0e8
-# Seconds for a second of audio at wav2vec2-large's size: 2 CPU cores, and a data-centre GPU. For plans only.
-_COSTS = {("cpu", "float32"): 0.25, ("cpu", "bfloat16"): 0.09, ("cpu", "float16"): 0.5}
-_GPU_COST = 0.002
+# Seconds for a second of audio at wav2vec2-large's size on 2 CPU cores with AMX (benchmarks/extraction.py), for plans
+# only. Elsewhere nothing was measured, and a plan says that the time is unknown.
+_COSTS = {("cpu", "float32"): 0.25, ("cpu", "bfloat16"): 0.08}
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,14 @@ class HiddenStates(Stream):
                 groups.append([index])
         return groups
 
-    def seconds_per_second(self, device: str, compute_dtype: str) -> float:
-        """Return a rough cost, from the transformer's size."""
+    def seconds_per_second(self, device: str, compute_dtype: str) -> float | None:
+        """Return a rough cost, from the transformer's size; None where none was measured."""
+        cost = _COSTS.get((device, compute_dtype))
+        if cost is None:
+            return None
         config = self._resolved.config
         width, inner = int(config["hidden_size"]), int(config["intermediate_size"])
         parameters = int(config["num_hidden_layers"]) * (4 * width * width + 2 * width * inner)
-        cost = _COSTS[("cpu", compute_dtype)] if device == "cpu" else _GPU_COST
         return cost * (0.1 + 0.9 * parameters / _LARGE_PARAMETERS)
 
     @cached_property

@@ -49,7 +49,7 @@ class MeanPoolModule(nn.Module):
         super().__init__()
         self.mix = LayerMix(num_layers, settings.weighting)
         self.project = nn.Sequential(nn.Linear(dim, settings.projector_dim), nn.ReLU())
-        # Behind the pooling, where it costs nothing: on every frame its random numbers took half of a CPU step.
+        # Behind the pooling, where it costs nothing: on every frame its random numbers took a third of a CPU step.
         self.dropout = nn.Dropout(settings.dropout)
         self.classify = nn.Linear(settings.projector_dim, num_classes)
 
