@@ -327,7 +327,7 @@ def _renew_catalogue(cache: Path, spec: StreamSpec) -> None:
         return
     try:
         renew_catalogue(cache, spec.name, partial(workplace, cache))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the disk, or a damaged part, which is for `verify` to name
         logger.warning("%s: the views for other programs could not be written: %s", spec.name, error)
 
 

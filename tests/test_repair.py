@@ -81,6 +81,17 @@ def test_a_lost_view_is_renewed_though_nothing_is_computed(
     assert tree(tmp_path / "cache") == whole
 
 
+def test_a_damaged_part_does_not_stop_others_from_being_extracted(
+    tmp_path: Path, manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(manifest.select(["u000", "u001"]), tmp_path / "cache")
+    for path in (tmp_path / "cache").rglob("part-*/zarr.json"):
+        path.write_text("{")
+    assert run(manifest, tmp_path / "cache").computed == ["u002", "u003"]
+    assert "the views for other programs could not be written" in caplog.text
+    assert len(verify(tmp_path / "cache")[1]) == 1
+
+
 def test_views_list_what_is_current_and_not_what_it_replaced(tmp_path: Path, manifest: Manifest) -> None:
     for backend in BACKENDS:
         run(manifest, tmp_path / backend, backend=backend)
