@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from featcache.alignment import Interval
 from featcache.errors import ConfigError, FeatcacheError, MissingExtraError, UnknownNameError
 
 SAMPLE_RATE_HZ = 22050
@@ -46,27 +47,14 @@ _PUNCTUATION = ' \t\n.,;:!?"()-'
 _lock = threading.Lock()
 
 
-class Interval(NamedTuple):
-    """A labelled stretch of time.
-
-    Attributes:
-        start_s: where it starts, in seconds.
-        end_s: where it ends, in seconds.
-        label: a phone's espeak mnemonic (stress marks ``'`` and ``,`` included), or a word.
-    """
-
-    start_s: float
-    end_s: float
-    label: str
-
-
 @dataclass(frozen=True)
 class Speech:
     """One spoken text.
 
     Attributes:
         samples: ``(samples,)`` int16 at 22,050 Hz, mono, with the pause that ends the sentence.
-        phones: contiguous intervals from 0 to the end of the samples, pauses included.
+        phones: contiguous intervals from 0 to the end of the samples, pauses included; labels are espeak's mnemonics,
+            stress marks ``'`` and ``,`` included.
         words: the words' intervals, in order, pauses left out. Words that the engine speaks as
             one, such as "of the", share an interval and a label.
     """

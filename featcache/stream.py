@@ -6,16 +6,84 @@ model, everything that decides the numbers; :meth:`Stream.load` gives an :class:
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from featcache.errors import FeatcacheError
 from featcache.files import canonical_json
 
+if TYPE_CHECKING:
+    from featcache.manifest import Manifest, Utterance
+
+InputKind = Literal["audio", "text", "speech"]
+"""What a stream is fed: samples, a text, or a :class:`Speech`."""
+
 DTYPES = ("float16", "float32", "int8")
-"""Types that frames can be stored in."""
+"""Types that frames can be stored in, as the user chooses."""
+
+EXACT_DTYPES = ("int16", "float64")
+"""Types of streams whose numbers are ids or times: they decide theirs themselves, and have no stats."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A further input of one utterance, beside its audio and text: a file of intervals, what another stream holds.
+
+    Attributes:
+        value: what the extractor needs of it.
+        digest: what identifies it.
+    """
+
+    value: Any
+    digest: str
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What a stream of input ``"speech"`` is fed for one utterance.
+
+    Attributes:
+        id: the utterance's id.
+        speaker: its speaker; None where unknown.
+        samples: ``(samples,)`` float32, mono.
+        sample_rate_hz: their rate.
+        text: its transcript as the manifest has it; empty where there is none.
+        attachment: value of the stream's :class:`Attachment`; None where it has none.
+    """
+
+    id: str
+    speaker: str | None
+    samples: np.ndarray
+    sample_rate_hz: int
+    text: str
+    attachment: Any = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the audio, in seconds."""
+        return len(self.samples) / self.sample_rate_hz
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stream works.
+
+    Attributes:
+        cache: the cache's folder.
+        manifest: the utterances wanted.
+        workers: processes that it may use.
+    """
+
+    cache: Path
+    manifest: "Manifest"
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -27,7 +95,7 @@ class StreamSpec:
     Attributes:
         kind: the stream's public name.
         version: raised by its author whenever the same settings give other numbers.
-        input: what an utterance gives: its audio or its text.
+        input: what an utterance gives: its audio, its text, or both as speech.
         settings: every setting, resolved.
         layers: name of each layer, in order.
         dim: size of a frame.
@@ -45,7 +113,7 @@ class StreamSpec:
 
     kind: str
     version: int
-    input: Literal["audio", "text"]
+    input: InputKind
     settings: Mapping[str, Any]
     layers: tuple[str, ...]
     dim: int
@@ -103,7 +171,7 @@ class Features:
     """What a stream gives for one utterance.
 
     Attributes:
-        frames: ``(layers, frames, dim)`` float32.
+        frames: ``(layers, frames, dim)`` float32, or the stream's own type where that is exact.
         frame_arrays: name to array whose first axis is the frames.
         utterance_arrays: name to array of the shape that the spec declares.
     """
@@ -116,32 +184,43 @@ class Features:
 class Extractor(ABC):
     """A loaded model, ready to compute a stream."""
 
+    def prepare(self, inputs: Iterable[Any], on_message: Callable[[str], None]) -> None:
+        """Do what needs all inputs at once, before the first batch; the default does nothing and reads none.
+
+        Args:
+            inputs: every input to come, read as it is drawn.
+            on_message: called with lines of progress for people.
+        """
+
     @abstractmethod
-    def extract(self, inputs: Sequence[Any]) -> Sequence[Features]:
+    def extract(self, inputs: Sequence[Any]) -> Sequence[Features | FeatcacheError]:
         """Compute one batch.
 
         Args:
-            inputs: ``(samples,)`` float32 arrays at the stream's rate, or texts.
+            inputs: ``(samples,)`` float32 arrays at the stream's rate, texts, or :class:`Speech`.
 
         Returns:
-            Features, one for each input and in their order. Batching never changes the numbers: float32 agrees with
-            one at a time to 1e-5 relative.
+            Features, one for each input and in their order, or why there are none. Batching never changes the numbers:
+            float32 agrees with one at a time to 1e-5 relative.
 
         Raises:
             StreamError: an input cannot be used; the caller then finds out which one, one at a time.
         """
+
+    def close(self) -> None:
+        """Stop what runs beside; the default does nothing. Called once, however the work ends."""
 
 
 class Stream(ABC):
     """One kind of feature. Subclasses are frozen dataclasses whose fields are the settings.
 
     Attributes:
-        input: what an utterance gives: its audio or its text.
+        input: what an utterance gives: its audio, its text, or both as speech.
         sample_rate_hz: rate of the audio wanted; of no meaning for text.
         title: one line for listings.
     """
 
-    input: ClassVar[Literal["audio", "text"]] = "audio"
+    input: ClassVar[InputKind] = "audio"
     sample_rate_hz: ClassVar[int] = 16000
     title: ClassVar[str]
 
@@ -149,6 +228,23 @@ class Stream(ABC):
     def kind(cls) -> str:
         """Return the public name: the stem of the plug-in's file."""
         return cls.__module__.rpartition(".")[2]
+
+    def bind(self, context: Context) -> "Stream":
+        """Return this stream, knowing where it works: for those made of another stream or of files beside the corpus.
+
+        Raises:
+            CacheError: the stream that it is made of is not in the cache.
+            ConfigError: files that settings name are not there.
+        """
+        return self
+
+    def attachment(self, utterance: "Utterance") -> Attachment | None:
+        """Return a further input of an utterance; None, the default, where there is none.
+
+        Raises:
+            StreamError: this utterance lacks it.
+        """
+        return None
 
     @abstractmethod
     def spec(self, dtype: str = "float16", compute_dtype: str = "float32") -> StreamSpec:
