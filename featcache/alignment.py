@@ -8,12 +8,32 @@ brackets, such as ``[LAUGHTER]``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from featcache.errors import StreamError
 
+if TYPE_CHECKING:
+    from featcache.cache import CachedStream
+
 UNKNOWN = "spn"
 """The phone of a word whose pronunciation is not known: "spoken noise"."""
+
+LABEL_BYTES = 64
+"""Longest label that a cache keeps, in UTF-8."""
+
+FRAME_ARRAYS: Mapping[str, Any] = {
+    "tier": {"dtype": "uint8", "shape": []},
+    "label": {"dtype": "uint8", "shape": [LABEL_BYTES]},
+    "word": {"dtype": "int32", "shape": []},
+    "unknown": {"dtype": "uint8", "shape": []},
+}
+"""What a cache keeps beside the times of each interval: 0 for a word and 1 for a phone; the label in UTF-8, ended by
+zeros; number of the word that it is or belongs to, -1 for none; 1 for a word without a pronunciation of its own."""
+
+DURATION = "duration_s"
+"""Name of the array that keeps the length of each utterance's audio, beside the aligner's own measures."""
 
 TOLERANCE_S = 0.025
 """How far an interval may end past its audio: MFA and Gentle round times to a grid of 10 ms."""
@@ -91,3 +111,62 @@ def _fitted(what: str, intervals: Sequence[Interval], duration_s: float, toleran
         if start_s < end_s:
             fitted.append(Interval(start_s, end_s, label))
     return tuple(fitted)
+
+
+def word_of_each_phone(alignment: Alignment) -> list[int]:
+    """Return, for each phone, the number of the word that its middle lies in; -1 where it lies in none."""
+    starts = np.array([word.start_s for word in alignment.words])
+    owners = []
+    for phone in alignment.phones:
+        middle_s = (phone.start_s + phone.end_s) / 2
+        number = int(np.searchsorted(starts, middle_s, side="right")) - 1
+        owners.append(number if number >= 0 and middle_s < alignment.words[number].end_s else -1)
+    return owners
+
+
+def to_arrays(alignment: Alignment) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return times ``(1, intervals, 2)`` float64, words before phones, and the arrays of :data:`FRAME_ARRAYS`.
+
+    Raises:
+        StreamError: a label is longer than :data:`LABEL_BYTES`.
+    """
+    intervals = [*alignment.words, *alignment.phones]
+    num_words = len(alignment.words)
+    labels = np.zeros((len(intervals), LABEL_BYTES), np.uint8)
+    for row, interval in enumerate(intervals):
+        encoded = interval.label.encode(errors="replace")
+        if len(encoded) > LABEL_BYTES or b"\0" in encoded:
+            raise StreamError(
+                f"the label {interval.label[:40]!r}... in its alignment takes {len(encoded)} bytes; the most that is "
+                f"kept is {LABEL_BYTES}, without NUL. Shorten the word in its text or its file."
+            )
+        labels[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
+    flags = [word.label in alignment.unknown_words for word in alignment.words]
+    return np.array([interval[:2] for interval in intervals], np.float64)[np.newaxis], {
+        "tier": np.repeat(np.array([0, 1], np.uint8), [num_words, len(alignment.phones)]),
+        "label": labels,
+        "word": np.array([*range(num_words), *word_of_each_phone(alignment)], np.int32),
+        "unknown": np.array(flags + [False] * len(alignment.phones), np.uint8),
+    }
+
+
+def read(stream: "CachedStream", name: str) -> Alignment:
+    """Return an utterance's alignment from a cached stream of kind ``alignment``.
+
+    Raises:
+        UnknownNameError: the stream does not hold the utterance.
+        StreamError: the stream is of another kind.
+    """
+    if stream.spec.axis != "intervals":
+        raise StreamError(f"{stream.name} holds no intervals; streams of kind 'alignment' do.")
+    times = stream[name][0]
+    arrays = {key: stream.frame_array(key, name) for key in FRAME_ARRAYS}
+    intervals = [
+        Interval(float(start_s), float(end_s), bytes(label).rstrip(b"\0").decode())
+        for (start_s, end_s), label in zip(times, arrays["label"], strict=True)
+    ]
+    num_words = int((arrays["tier"] == 0).sum())
+    words = tuple(intervals[:num_words])
+    unknown = tuple(dict.fromkeys(word.label for word, flag in zip(words, arrays["unknown"], strict=False) if flag))
+    quality = {key: float(stream.array(key, [name])[0]) for key in stream.spec.utterance_arrays if key != DURATION}
+    return Alignment(words, tuple(intervals[num_words:]), quality, unknown)

@@ -23,7 +23,7 @@ from featcache.errors import CacheError, StreamError
 from featcache.files import sync, write_json
 from featcache.index import FORMAT, Entry, Index, checksum
 from featcache.integrity import part_problems
-from featcache.stream import Features, StreamSpec
+from featcache.stream import EXACT_DTYPES, Features, StreamSpec
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def store(name: str, digest: str, generation: int, features: Features, spec: Str
         if set(declared) != set(given):
             raise StreamError(f"got the {kind} arrays {sorted(given)}, expected {sorted(declared)}")
     stored, extra = dtypes.encode(frames, spec.dtype, spec.layers)
+    if spec.dtype in EXACT_DTYPES:
+        return Stored(name, digest, generation, num_frames, stored, features.frame_arrays, features.utterance_arrays)
     # float64 sums, so that the stats do not depend on how NumPy pairs its additions.
     mean = frames.mean(axis=1, dtype=np.float64)
     std = frames.std(axis=1, dtype=np.float64)
@@ -100,7 +102,7 @@ class StreamWriter:
         self.folder = cache / spec.name
         self._backend: Backend = load_backend(backend)
         self._backend_name = backend
-        self._tier = tier
+        self.tier = tier
         self._compress = compress
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +148,7 @@ class StreamWriter:
         index = Index(
             stream=self.spec.name,
             backend=self._backend_name,
-            tier=self._tier,
+            tier=self.tier,
             entries=_entries(utterances),
             failures=dict(failures),
             arrays={name: {"dtype": str(values.dtype), "shape": list(values.shape)} for name, values in arrays.items()},

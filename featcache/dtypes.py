@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from featcache.errors import ConfigError, StreamError
-from featcache.stream import DTYPES
+from featcache.stream import DTYPES, EXACT_DTYPES
 
 SCALE = "scale"
 """Name of the utterance array that int8 frames need: ``(utterances, layers, dim)`` float32."""
@@ -25,7 +25,7 @@ def encode(frames: np.ndarray, dtype: str, layers: Sequence[str]) -> tuple[np.nd
     """Convert one utterance's frames to their stored form.
 
     Args:
-        frames: ``(layers, frames, dim)`` float32.
+        frames: ``(layers, frames, dim)`` float32, or of the stored type where that is exact.
         dtype: stored type.
         layers: layer names, for messages.
 
@@ -42,6 +42,10 @@ def encode(frames: np.ndarray, dtype: str, layers: Sequence[str]) -> tuple[np.nd
             f"layer {layers[layer]!r} has {int((~finite).sum())} values that are NaN or infinite, first in frame "
             f"{frame}. Check the audio and the checkpoint, or compute in float32."
         )
+    if dtype in EXACT_DTYPES:
+        if frames.dtype != dtype:
+            raise StreamError(f"its frames are {frames.dtype}, where the stream keeps {dtype} as it is")
+        return frames, {}
     if dtype == "float32":
         return frames.astype(np.float32, copy=False), {}
     largest = np.abs(frames).max(axis=1) if frames.shape[1] else np.zeros(frames.shape[::2], np.float32)

@@ -6,10 +6,11 @@ fails alone; its reason is kept in the index and a later run tries it again.
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ from featcache.checkpoints import COMPUTE_DTYPES
 from featcache.commit import Stored, StreamWriter, store, workplace
 from featcache.errors import CacheError, ConfigError, FeatcacheError, StreamError
 from featcache.manifest import Manifest
-from featcache.plan import Input, Item, Plan, make_plan, read_input
-from featcache.stream import Extractor, Features, Stream, StreamSpec
+from featcache.plan import Input, Item, Plan, make_plan, stream_input
+from featcache.stream import EXACT_DTYPES, Context, Extractor, Features, Stream, StreamSpec
 
 TIERS = ("frames", "stats")
 _SPARE_BYTES = 64 * 2**20
@@ -43,6 +44,7 @@ class Options:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
         batch_size: most utterances in a batch.
         compress: smaller parts, which cannot be mapped into memory.
+        workers: processes for streams that use several, such as aligners; 0 is one for each core.
     """
 
     backend: str = "zarr"
@@ -52,12 +54,15 @@ class Options:
     device: str = "auto"
     batch_size: int = 8
     compress: bool = False
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise ConfigError(f"There is no tier {self.tier!r}. Choose one of: {', '.join(TIERS)}.")
         if self.batch_size < 1:
             raise ConfigError(f"The batch size must be at least 1, got {self.batch_size}.")
+        if self.workers < 0:
+            raise ConfigError(f"The number of workers must be 0 (one for each core) or more, got {self.workers}.")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ConfigError(
                 f"Models cannot compute in {self.compute_dtype!r}. Use one of: {', '.join(COMPUTE_DTYPES)}."
@@ -109,22 +114,34 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def context(manifest: Manifest, cache: Path, options: Options, made: Mapping[str, str] | None = None) -> Context:
+    """Return where a stream works; `made` is kind to full name, of streams that the same command made before."""
+    return Context(cache, manifest, options.workers or len(os.sched_getaffinity(0)), made or {})
+
+
 def plan_stream(
     manifest: Manifest,
     cache: Path,
     stream: Stream,
     options: Options,
     on_checked: Callable[[int], None] = lambda _: None,
-) -> tuple[StreamSpec, CachedStream | None, Plan]:
-    """Return the stream's spec, what the cache holds of it, and what is to be computed."""
+    made: Mapping[str, str] | None = None,
+) -> tuple[Stream, StreamSpec, CachedStream | None, Plan]:
+    """Return the stream bound to its place, its spec, what the cache holds of it, and what is to be computed."""
     load_backend(options.backend)
     if cache.exists() and not cache.is_dir():
         raise CacheError(f"{str(cache)!r} is a file. Give --cache a folder.")
+    stream = stream.bind(context(manifest, cache, options, made))
     spec = stream.spec(options.dtype, options.compute_dtype)
     folder = cache.absolute() / spec.name
     # By its own spec rather than the one in the folder: that file may be lost, and the parts are none the worse.
     cached = CachedStream(folder, spec) if any(folder.glob("part-*.json")) else None
-    return spec, cached, make_plan(manifest, stream, spec, cached, options.tier, on_checked)
+    return stream, spec, cached, make_plan(manifest, stream, spec, cached, _tier(spec, options), on_checked)
+
+
+def _tier(spec: StreamSpec, options: Options) -> str:
+    """Return the tier to keep: ids and times have no stats, so they are kept whole."""
+    return "frames" if spec.dtype in EXACT_DTYPES else options.tier
 
 
 def different_streams(cache: Path, spec: StreamSpec) -> dict[str, list[str]]:
@@ -141,6 +158,8 @@ def extract(
     on_planned: Callable[[Plan], None] = lambda _: None,
     on_done: Callable[[int, float], None] = lambda *_: None,
     on_checked: Callable[[int], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+    made: Mapping[str, str] | None = None,
 ) -> Summary:
     """Compute what a cache lacks of a stream, and commit it part by part.
 
@@ -152,13 +171,15 @@ def extract(
         on_planned: called once with the plan, before a model loads.
         on_done: called with a number of utterances and their audio in seconds, as they are computed.
         on_checked: called with 1 for each utterance whose input was compared with the cache.
+        on_message: called with lines of progress of streams that work on the whole corpus at once.
+        made: kind to full name, of streams that the same command made before; what is made of them finds them so.
 
     Raises:
         CacheError: the cache cannot be written, or the disk has no room for the plan.
         CheckpointError: the model cannot be loaded.
     """
     cache = Path(cache)
-    spec, cached, plan = plan_stream(manifest, cache, stream, options, on_checked)
+    stream, spec, cached, plan = plan_stream(manifest, cache, stream, options, on_checked, made)
     on_planned(plan)
     summary = Summary(spec.name, present=plan.present, changed=plan.changed, failures=dict(plan.failures))
     if cached is None:
@@ -170,12 +191,15 @@ def extract(
         _check_room(cache, plan)
         extractor = stream.load(resolve_device(options.device), options.compute_dtype)
     if plan.parts or unrecorded or spec_is_lost:
-        with StreamWriter(cache, spec, options.backend, options.tier, options.compress) as writer:
+        with StreamWriter(cache, spec, options.backend, _tier(spec, options), options.compress) as writer:
             if spec_is_lost:
                 writer.write_spec()
             try:
                 if plan.parts:
-                    _Run(manifest, stream, spec, options, extractor, writer, recorded, summary, on_done).run(plan)
+                    with closing(extractor):
+                        run = _Run(manifest, stream, spec, options, extractor, writer, recorded, summary, on_done)
+                        run.prepare(plan, on_message)
+                        run.run(plan)
                 elif unrecorded:
                     writer.commit([], plan.failures)
             finally:
@@ -198,6 +222,11 @@ class _Run:
     recorded: Mapping[str, str]
     summary: Summary
     on_done: Callable[[int, float], None]
+
+    def prepare(self, plan: Plan, on_message: Callable[[str], None]) -> None:
+        """Let the extractor see everything at once; what cannot be read is left for :meth:`run` to name."""
+        read = (self._read(item) for item in plan.items)
+        self.extractor.prepare((one.value for one in read if isinstance(one, Input)), on_message)
 
     def run(self, plan: Plan) -> None:
         """Compute and commit every part of the plan; an interruption loses the part in hand, and no other."""
@@ -234,7 +263,7 @@ class _Run:
 
     def _read(self, item: Item) -> Input | FeatcacheError:
         try:
-            return read_input(self.stream.input, self.stream.sample_rate_hz, self.manifest, item.utterance)
+            return stream_input(self.stream, self.manifest, item.utterance)
         except FeatcacheError as error:
             return error
 
@@ -259,7 +288,7 @@ class _Run:
                 try:
                     self._check_length(read, features)
                     stored[item.utterance.id] = store(
-                        item.utterance.id, read.digest, item.generation, features, self.spec, self.options.tier
+                        item.utterance.id, read.digest, item.generation, features, self.spec, self.writer.tier
                     )
                 except FeatcacheError as error:
                     self._fail(item, str(error), failures)
@@ -286,7 +315,7 @@ class _Run:
 
     def _check_length(self, read: Input, features: Features) -> None:
         """Refuse frames that disagree with the audio they are of."""
-        expected = self.stream.num_frames(len(read.value)) if self.stream.input == "audio" else None
+        expected = None if self.stream.input == "text" else self.stream.num_frames(len(read.value))
         if expected is not None and features.frames.shape[1] != expected:
             raise StreamError(
                 f"it got {features.frames.shape[1]} frames where {len(read.value)} samples give {expected}. "
@@ -301,7 +330,7 @@ class _Run:
             failures[name] = reason
 
     def _audio_s(self, items: Sequence[Item]) -> float:
-        return sum(item.length for item in items) / self.stream.sample_rate_hz if self.stream.input == "audio" else 0.0
+        return 0.0 if self.stream.input == "text" else sum(item.length for item in items) / self.stream.sample_rate_hz
 
     def _commit(self, stored: Sequence[Stored], failures: Mapping[str, str]) -> None:
         if not stored and not failures:

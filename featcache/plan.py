@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Literal
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from featcache import audio
 from featcache.cache import CachedStream
 from featcache.errors import FeatcacheError, StreamError
 from featcache.manifest import Manifest, Utterance
-from featcache.stream import Stream, StreamSpec
+from featcache.stream import EXACT_DTYPES, InputKind, Speech, Stream, StreamSpec
 
 PART_BYTES = 256 * 2**20
 PART_SECONDS = 600.0
@@ -80,19 +79,20 @@ class Plan:
 
 @dataclass(frozen=True)
 class Input:
-    """What is fed to a stream for one utterance: samples at its rate or text, and their digest."""
+    """What is fed to a stream for one utterance: samples at its rate, text or speech, and their digest.
 
-    value: np.ndarray | str
+    The digest of an attachment follows behind a ``+``, so that what the manifest gives can be compared without it.
+    """
+
+    value: np.ndarray | str | Speech
     digest: str
 
 
-def read_input(
-    kind: Literal["audio", "text"], sample_rate_hz: int | None, manifest: Manifest, utterance: Utterance
-) -> Input:
-    """Read what a stream is fed for an utterance.
+def read_input(kind: InputKind, sample_rate_hz: int | None, manifest: Manifest, utterance: Utterance) -> Input:
+    """Read what a manifest gives a stream for an utterance.
 
     Args:
-        kind: whether the stream reads audio or text.
+        kind: whether the stream reads audio, text, or both as speech.
         sample_rate_hz: rate of the audio wanted; of no meaning for text.
         manifest: where the utterance is from.
         utterance: the utterance.
@@ -101,13 +101,31 @@ def read_input(
         AudioError: the recording cannot be used.
         StreamError: a stream of text, and the utterance has none.
     """
+    text = utterance.text or ""
     if kind == "text" or sample_rate_hz is None:
-        text = utterance.text or ""
         if not text.strip():
             raise StreamError("it has no text. Fill the manifest's column 'text', or leave the utterance out.")
         return Input(text, _text_digest(text))
     recording = audio.decode(manifest.audio_path(utterance), utterance.start_s, utterance.end_s)
-    return Input(recording.at_rate(sample_rate_hz), recording.digest(sample_rate_hz))
+    samples, digest = recording.at_rate(sample_rate_hz), recording.digest(sample_rate_hz)
+    if kind == "audio":
+        return Input(samples, digest)
+    speech = Speech(utterance.id, utterance.speaker, samples, sample_rate_hz, text)
+    return Input(speech, digest + _text_digest(text))
+
+
+def stream_input(stream: Stream, manifest: Manifest, utterance: Utterance) -> Input:
+    """Read everything that a stream is fed for an utterance: what :func:`read_input` gives, and its attachment.
+
+    Raises:
+        AudioError: the recording cannot be used.
+        StreamError: the utterance lacks what the stream reads.
+    """
+    read = read_input(stream.input, stream.sample_rate_hz, manifest, utterance)
+    attachment = stream.attachment(utterance, read.digest)
+    if attachment is None or not isinstance(read.value, Speech):
+        return read
+    return Input(replace(read.value, attachment=attachment.value), f"{read.digest}+{attachment.digest}")
 
 
 def make_plan(
@@ -130,7 +148,7 @@ def make_plan(
         on_checked: called with 1 for each utterance whose input was compared with the cache.
         part_bytes: most bytes in a part.
     """
-    plan = Plan(sample_rate_hz=stream.sample_rate_hz if stream.input == "audio" else None)
+    plan = Plan(sample_rate_hz=None if stream.input == "text" else stream.sample_rate_hz)
     everything: list[Item] = []
     for utterance in manifest:
         try:
@@ -177,11 +195,12 @@ def _compare(
     def compare(item: Item) -> _State:
         located = cached.locate(item.utterance.id)
         try:
-            digest = read_input(stream.input, stream.sample_rate_hz, manifest, item.utterance).digest
+            digest = stream_input(stream, manifest, item.utterance).digest
         except FeatcacheError as error:
             return _State(failure=str(error))
         if digest != located.entry.input:
-            return _State(changed=f"its {stream.input} changed", generation=located.entry.generation + 1)
+            what = changed_input(stream.input, located.entry.input, digest)
+            return _State(changed=what, generation=located.entry.generation + 1)
         if tier == "frames" and located.index.tier == "stats":
             return _State(changed="only its stats were kept", generation=located.entry.generation)
         return _State(present=True)
@@ -195,7 +214,7 @@ def _compare(
 def _measure(stream: Stream, spec: StreamSpec, manifest: Manifest, utterance: Utterance, tier: str) -> Item:
     layers, dim = len(spec.layers), spec.dim
     itemsize = np.dtype(spec.dtype).itemsize
-    stats_bytes = 2 * 4 * layers * dim
+    stats_bytes = 0 if spec.dtype in EXACT_DTYPES else 2 * 4 * layers * dim
     if stream.input == "text":
         length = len(utterance.text or "")
         num_frames: int = math.ceil(length * _TOKENS_PER_CHARACTER)
@@ -233,6 +252,24 @@ def _narrow(parts: list[list[Item]], wanted: dict[str, Item], part_bytes: int, r
         else:
             loose += kept
     return whole + _pack(loose, part_bytes, rate)
+
+
+def changed_input(kind: InputKind, before: str, now: str) -> str:
+    """Return what of an utterance's input changed, from the digests of then and now."""
+    if kind != "speech":
+        return f"its {kind} changed"
+    width = 32  # hexadecimal digits of one digest: of the audio, then of the text, then the attachment's
+    (said, _, attached), (says, _, attaches) = before.partition("+"), now.partition("+")
+    differing = [
+        what
+        for what, differs in (
+            ("audio", said[:width] != says[:width]),
+            ("text", said[width:] != says[width:]),
+            ("alignment", attached != attaches),
+        )
+        if differs
+    ]
+    return f"its {' and '.join(differing) or 'input'} changed"
 
 
 def _text_digest(text: str) -> str:

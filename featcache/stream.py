@@ -79,11 +79,13 @@ class Context:
         cache: the cache's folder.
         manifest: the utterances wanted.
         workers: processes that it may use.
+        made: kind to full name, of streams that the same command made before.
     """
 
     cache: Path
     manifest: "Manifest"
     workers: int = 1
+    made: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class StreamSpec:
     settings: Mapping[str, Any]
     layers: tuple[str, ...]
     dim: int
-    axis: Literal["frames", "tokens"] = "frames"
+    axis: Literal["frames", "tokens", "intervals"] = "frames"
     frame_shift_s: float | None = None
     sample_rate_hz: int | None = None
     libraries: Mapping[str, str] = field(default_factory=dict)
@@ -217,11 +219,13 @@ class Stream(ABC):
     Attributes:
         input: what an utterance gives: its audio, its text, or both as speech.
         sample_rate_hz: rate of the audio wanted; of no meaning for text.
+        source: kind of the stream that it is made of; None where it is made of the corpus alone.
         title: one line for listings.
     """
 
     input: ClassVar[InputKind] = "audio"
     sample_rate_hz: ClassVar[int] = 16000
+    source: ClassVar[str | None] = None
     title: ClassVar[str]
 
     @classmethod
@@ -238,8 +242,12 @@ class Stream(ABC):
         """
         return self
 
-    def attachment(self, utterance: "Utterance") -> Attachment | None:
+    def attachment(self, utterance: "Utterance", digest: str) -> Attachment | None:
         """Return a further input of an utterance; None, the default, where there is none.
+
+        Args:
+            utterance: it.
+            digest: what identifies its audio and text as they are now.
 
         Raises:
             StreamError: this utterance lacks it.

@@ -10,7 +10,7 @@ from featcache.errors import CacheError, FeatcacheError
 from featcache.index import Index
 from featcache.integrity import part_problems
 from featcache.manifest import Manifest, Utterance
-from featcache.plan import read_input
+from featcache.plan import changed_input, read_input
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def changed_inputs(
             digest = read_input(stream.spec.input, stream.spec.sample_rate_hz, manifest, utterance).digest
         except FeatcacheError as error:
             return str(error)
-        return None if digest == stream.locate(utterance.id).entry.input else f"its {stream.spec.input} changed"
+        before = stream.locate(utterance.id).entry.input.partition("+")[0]  # an attachment is not the manifest's
+        return None if digest == before else changed_input(stream.spec.input, before, digest)
 
     changed: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:

@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from featcache import registry
-from featcache.extract import Summary, different_streams, extract, plan_stream, resolve_device
+from featcache.cache import Cache
+from featcache.extract import Summary, context, different_streams, extract, plan_stream, resolve_device
 from featcache.manifest import Manifest
 from featcache.plan import Plan
 from featcache.settings import build
@@ -37,8 +38,10 @@ class Planned:
     others: dict[str, list[str]]
 
 
-def load_streams(config: ExtractConfig) -> list[Stream]:
+def load_streams(config: ExtractConfig, manifest: Manifest, cache: Path) -> list[Stream]:
     """Return the streams of a configuration, with their settings checked and their checkpoints found.
+
+    A stream that is made of another one comes after it; it is checked when its turn comes.
 
     Raises:
         UnknownNameError: no such stream.
@@ -48,22 +51,30 @@ def load_streams(config: ExtractConfig) -> list[Stream]:
     streams = []
     for name, settings in config.streams.items():
         stream = build(registry.load("featcache.streams", name, Stream), settings, f"stream {name}")
-        stream.spec(config.dtype, config.compute_dtype)
+        if stream.source is None:
+            stream.bind(context(manifest, cache, config)).spec(config.dtype, config.compute_dtype)
         streams.append(stream)
-    return streams
+    return sorted(streams, key=lambda stream: stream.source is not None)
 
 
-def dry_run(config: ExtractConfig, manifest: Manifest, cache: Path) -> list[Planned]:
-    """Return what :func:`run` would do; loads no model and writes nothing."""
+def dry_run(config: ExtractConfig, manifest: Manifest, cache: Path) -> tuple[list[Planned], list[str]]:
+    """Return what :func:`run` would do, and the streams that wait for another one; loads no model, writes nothing."""
     planned = []
+    waiting: list[str] = []
     device = resolve_device(config.device)
-    for stream in load_streams(config):
-        spec, cached, plan = plan_stream(manifest, cache, stream, config)
+    made: dict[str, str] = {}
+    for stream in load_streams(config, manifest, cache):
+        source = made.get(stream.source or "")
+        if source is not None and source not in Cache(cache):
+            waiting.append(f"{stream.kind()} is made of {source}, which is not there yet; that takes seconds.")
+            continue
+        stream, spec, cached, plan = plan_stream(manifest, cache, stream, config, made=made)
+        made[spec.kind] = spec.name
         cost = stream.seconds_per_second(device, config.compute_dtype)
-        amount = plan.audio_s if stream.input == "audio" else len(plan.items)
+        amount = len(plan.items) if stream.input == "text" else plan.audio_s
         others = {} if cached is not None else different_streams(cache, spec)
         planned.append(Planned(spec, plan, None if cost is None else cost * amount, others))
-    return planned
+    return planned, waiting
 
 
 def free_bytes(cache: Path) -> int:
@@ -91,18 +102,24 @@ def run(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM was received; what was whole is committed.
     """
-    summaries = []
-    for stream in load_streams(config):
+    summaries: list[Summary] = []
+    made: dict[str, str] = {}
+    for stream in load_streams(config, manifest, cache):
         with _Bar(stream) as bar, _Interrupts() as interrupts:
 
             def done(count: int, audio_s: float, bar: _Bar = bar, interrupts: _Interrupts = interrupts) -> None:
                 bar.done(count, audio_s)
                 interrupts.check()
 
+            def told(text: str, bar: _Bar = bar, interrupts: _Interrupts = interrupts) -> None:
+                bar.told(text)
+                interrupts.check()
+
             summary = extract(
                 manifest, cache, stream, config,
-                on_planned=bar.planned, on_done=done, on_checked=bar.checked,
+                on_planned=bar.planned, on_done=done, on_checked=bar.checked, on_message=told, made=made,
             )  # fmt: skip
+        made[stream.kind()] = summary.stream
         on_summary(summary)
         summaries.append(summary)
         interrupts.check()  # a signal after the last batch stops before the next stream
@@ -180,6 +197,11 @@ class _Bar:
                 bar_format=form if self._by_audio else None, mininterval=interval_s(),
             )  # fmt: skip
             self._count, self._all = 0, len(plan.items)
+
+    def told(self, text: str) -> None:
+        """Show a line of progress of a program that works on the whole corpus at once."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text[:60])
 
     def done(self, count: int, audio_s: float) -> None:
         if self._bar is None:

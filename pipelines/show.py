@@ -1,13 +1,14 @@
 """What commands print: plans, summaries, caches, metrics."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from featcache import registry
+from featcache.aligner import Aligner
 from featcache.cache import CachedStream
 from featcache.cache import open as open_cache
 from featcache.catalogue import folder_bytes
@@ -15,7 +16,7 @@ from featcache.corpus import Corpus
 from featcache.errors import FeatcacheError
 from featcache.extract import Summary
 from featcache.manifest import Manifest
-from featcache.stream import Stream
+from featcache.stream import Stream, StreamSpec
 from featcache.verify import coverage as measure_coverage
 from heads.head import Head, OnProgress
 from heads.metrics import Pooled
@@ -50,8 +51,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def plan(planned: Sequence[Planned], free: int) -> str:
-    """Return what a dry run says."""
+def plan(planned: Sequence[Planned], waiting: Sequence[str], free: int) -> str:
+    """Return what a dry run says; `waiting` has a line for each stream whose source is not there yet."""
     rows = [("stream", "to compute", "present", "changed", "failing", "parts", "size", "rough time")]
     for item in planned:
         rows.append(
@@ -68,7 +69,7 @@ def plan(planned: Sequence[Planned], free: int) -> str:
         )
     total = sum(item.plan.num_bytes for item in planned)
     room = "enough" if total < free else "NOT ENOUGH"
-    lines = [table(rows), f"{size(total)} to write, {size(free)} free: {room}."]
+    lines = [table(rows), *waiting, f"{size(total)} to write, {size(free)} free: {room}."]
     for item in planned:
         for name, differences in item.others.items():
             lines.append(f"{item.spec.name} is not {name}: {_differing(differences)}")
@@ -89,7 +90,9 @@ def summary(done: Summary) -> str:
 
 
 def _differing(lines: Sequence[str]) -> str:
-    return "; ".join(lines[:_SHOWN]) + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
+    return "; ".join(line if len(line) <= 80 else f"{line[:77]}..." for line in lines[:_SHOWN]) + (
+        f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    )
 
 
 def _listed(title: str, reasons: dict[str, str]) -> list[str]:
@@ -127,11 +130,16 @@ def _settings(stream: CachedStream) -> list[str]:
     values = ", ".join(f"{key}={_short(value)}" for key, value in spec.settings.items())
     lines = [f"{stream.name}: {values or 'no settings'}; computed in {spec.compute_dtype}"]
     if spec.checkpoint is not None:
-        lines.append(f"  weights: {spec.checkpoint['name']} (sha256 {spec.checkpoint['weights_sha256'][:12]})")
+        named = {key: value[:12] if key.endswith("sha256") else value for key, value in spec.checkpoint.items()}
+        lines.append(f"  weights: {', '.join(f'{key} {value}' for key, value in named.items())}")
     return lines
 
 
 def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        if "kind" in value:  # the stream that this one is made of
+            return StreamSpec.from_json(value).name
+        return ", ".join(f"{key}={_short(item)}" for key, item in value.items()) or "default"
     return f"{len(value)} names" if isinstance(value, list) and len(value) > _SHOWN else str(value)
 
 
@@ -186,6 +194,7 @@ def plugins() -> str:
     for heading, package, contract in (
         ("Corpora", "featcache.corpora", Corpus),
         ("Streams", "featcache.streams", Stream),
+        ("Aligners", "featcache.aligners", Aligner),
         ("Heads", "heads.models", Head),
     ):
         lines.append(f"{heading}:")
