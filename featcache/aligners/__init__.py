@@ -1,0 +1,1 @@
+"""Aligners, one a file; see :mod:`featcache.aligner`."""

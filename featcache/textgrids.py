@@ -1,0 +1,151 @@
+"""Praat's TextGrid files, in long and short form, with intervals of words and phones.
+
+The parser is praatio's. What is added: encodings as Praat itself tries them (UTF-16 by its mark, UTF-8, else Latin-1),
+tiers found by name although a speaker's name stands before it, a count of intervals that must be as declared (praatio
+takes a file that was cut off for a shorter one), and one kind of error.
+
+Source: https://www.fon.hum.uva.nl/praat/manual/TextGrid_file_formats.html
+"""
+
+import codecs
+import math
+import re
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from praatio.utilities import textgrid_io
+from praatio.utilities.constants import INTERVAL_TIER
+
+from featcache.alignment import Interval
+from featcache.errors import StreamError
+
+SILENCE = frozenset({"", "sil", "sil_s", "sp", "silence", "pau", "<eps>", "<sil>", "<silence>", "<p:>"})
+"""Labels that mean silence, in lower case, as MFA, Kaldi, P2FA, Festival and WebMAUS write it."""
+
+_LONG_COUNT = re.compile(r"^\s*intervals ?: ?size ?= ?(\d+)\s*$", re.MULTILINE)
+_SHORT_COUNT = re.compile(r'\s*"IntervalTier"\s*\n\s*"(?:[^"]|"")*"\s*\n\s*\S+\s*\n\s*\S+\s*\n\s*(\d+)')
+
+
+class TextGrid(NamedTuple):
+    """Two tiers of a TextGrid.
+
+    Attributes:
+        words: intervals of words, silence left out; times in seconds, in the file's order.
+        phones: intervals of phones, silence left out.
+        max_time_s: where the file says that the recording ends, in seconds.
+    """
+
+    words: tuple[Interval, ...]
+    phones: tuple[Interval, ...]
+    max_time_s: float
+
+
+def read_textgrid(
+    path: Path, words_tier: str | None = "words", phones_tier: str = "phones", silence: Set[str] = SILENCE
+) -> TextGrid:
+    """Read the words and phones of a TextGrid.
+
+    Labels lose the space around them. Times are taken as they are: whether they run forward and fit the audio is
+    checked by :func:`featcache.alignment.checked`.
+
+    Args:
+        path: a text file in Praat's long or short form.
+        words_tier: name of the tier of words; None reads no words. A tier of this name wins; otherwise letter case does
+            not matter, and ``Ses01_F - words``, as MFA writes where it knows the speaker, is found too.
+        phones_tier: name of the tier of phones, found likewise.
+        silence: labels that are silence, in lower case; they become gaps.
+
+    Raises:
+        StreamError: the file cannot be read, is no TextGrid or was cut off, lacks a tier (the message lists those that
+            it has), has several that fit, or one of points instead of intervals.
+    """
+    path = Path(path)
+    grid = _parsed(path)
+    max_time_s = _seconds(path, grid["xmax"])
+    tiers = grid["tiers"]
+    words = () if words_tier is None else tuple(_intervals(path, _tier(path, tiers, words_tier), silence))
+    return TextGrid(words, tuple(_intervals(path, _tier(path, tiers, phones_tier), silence)), max_time_s)
+
+
+def _parsed(path: Path) -> Mapping[str, Any]:
+    text = _decoded(path)
+    if "ooTextFile" not in text[:200] or "TextGrid" not in text[:200]:
+        raise StreamError(
+            f"{path} is not a TextGrid in text form: 'ooTextFile' and 'TextGrid' are missing in its first lines. If "
+            "Praat can open it, save it there again with 'Save as text file...'."
+        )
+    try:
+        grid: Mapping[str, Any] = textgrid_io.parseTextgridStr(text, includeEmptyIntervals=True)
+    except Exception as error:  # praatio lets through what its parsing runs into: IndexError, ValueError and others
+        raise StreamError(
+            f"{path} cannot be read as a TextGrid; it may be damaged or cut off ({type(error).__name__}: {error}). "
+            "Make it again, or open it in Praat and save it with 'Save as text file...'."
+        ) from error
+    _check_whole(path, text, grid["tiers"])
+    return grid
+
+
+def _decoded(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StreamError(f"{path} cannot be read: {error.strerror or error}.") from error
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _check_whole(path: Path, text: str, tiers: list[Mapping[str, Any]]) -> None:
+    # praatio chooses between the forms by the same test.
+    short = "ooTextFile short" in text or "item [" not in text
+    declared = [int(count) for count in (_SHORT_COUNT if short else _LONG_COUNT).findall(text)]
+    found = [len(tier["entries"]) for tier in tiers if tier["class"] == INTERVAL_TIER]
+    if declared != found:
+        raise StreamError(
+            f"{path} declares tiers of {declared or 'no'} intervals, but {found or 'none'} could be read: it is "
+            "damaged or was cut off. Make it again."
+        )
+
+
+def _tier(path: Path, tiers: list[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    wanted = name.casefold()
+    for fits in (
+        lambda tier: tier["name"] == name,
+        lambda tier: tier["name"].strip().casefold() == wanted,
+        lambda tier: tier["name"].strip().casefold().endswith(f" - {wanted}"),
+    ):
+        fitting = [tier for tier in tiers if fits(tier)]
+        if fitting:
+            break
+    existing = ", ".join(repr(tier["name"][:80]) for tier in tiers) or "none"
+    if not fitting:
+        raise StreamError(f"{path} has no tier {name!r}. Its tiers are: {existing}. Name the tier to read.")
+    if len(fitting) > 1:
+        raise StreamError(
+            f"{path} has {len(fitting)} tiers that {name!r} may mean. Its tiers are: {existing}. Give the full name of "
+            "one; a file of several speakers needs to be cut into utterances first."
+        )
+    if fitting[0]["class"] != INTERVAL_TIER:
+        raise StreamError(f"{path}: tier {name!r} holds points, where intervals are needed. Its tiers are: {existing}.")
+    return fitting[0]
+
+
+def _intervals(path: Path, tier: Mapping[str, Any], silence: Set[str]) -> Iterator[Interval]:
+    for start, end, label in tier["entries"]:
+        label = label.strip()
+        if label.casefold() not in silence:
+            yield Interval(_seconds(path, start), _seconds(path, end), label)
+
+
+def _seconds(path: Path, value: Any) -> float:
+    try:
+        time_s = float(value)
+    except ValueError:
+        time_s = math.nan
+    if not math.isfinite(time_s):
+        raise StreamError(f"{path} is damaged: {str(value)[:40]!r} stands where a time in seconds was expected.")
+    return time_s
