@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pipelines.show import table
 
-NAMES = ("reading", "extraction")
-PACKAGES = ("featcache", "torch", "transformers", "zarr", "h5py", "numpy")
+NAMES = ("reading", "extraction", "alignment")
+PACKAGES = ("featcache", "torch", "transformers", "zarr", "h5py", "numpy", "pocketsphinx")
 
 
 def main() -> None:

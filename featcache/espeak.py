@@ -153,13 +153,10 @@ def speak(
     """
     _check(text, rate_wpm=(rate_wpm, 80, 450), pitch=(pitch, 0, 99), pitch_range=(pitch_range, 0, 99),
            volume=(volume, 0, 200))  # fmt: skip
-    data = Path(_loader().get_data_path())
-    _check_voice(data, voice)
     recorder = _Recorder()
     settings = {_RATE: rate_wpm, _VOLUME: volume, _PITCH: pitch, _RANGE: pitch_range}
-    with _lock, _initialised_library(data) as library:
+    with opened(voice) as library:
         library.espeak_SetSynthCallback(recorder.callback)
-        _expect(library.espeak_SetVoiceByName(voice.encode()), f"could not load the voice {voice!r}")
         for parameter, value in settings.items():
             _expect(library.espeak_SetParameter(parameter, value, 0), f"refused parameter {parameter} = {value}")
         encoded = text.encode("utf-8")
@@ -174,6 +171,22 @@ def speak(
     samples = np.concatenate(recorder.blocks)
     phones, words = _intervals(samples, recorder.marks, text)
     return Speech(samples, phones, words)
+
+
+@contextmanager
+def opened(voice: str) -> Iterator[ctypes.CDLL]:
+    """Lend the library, fresh and with a voice chosen; it is unloaded at the end.
+
+    Raises:
+        MissingExtraError: the package espeakng-loader is not installed.
+        UnknownNameError: no such language or variant.
+        FeatcacheError: the engine failed.
+    """
+    data = Path(_loader().get_data_path())
+    _check_voice(data, voice)
+    with _lock, _initialised_library(data) as library:
+        _expect(library.espeak_SetVoiceByName(voice.encode()), f"could not load the voice {voice!r}")
+        yield library
 
 
 def _check(text: str, **settings: tuple[int, int, int]) -> None:

@@ -6,8 +6,6 @@ missing; 130 interrupted.
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +13,17 @@ from typing import Annotated, Any
 import typer
 
 from featcache.errors import FeatcacheError
+from pipelines import cli_alignment
+from pipelines.options import (
+    PARTLY,
+    CacheArg,
+    CacheOpt,
+    DeviceOpt,
+    ManifestArg,
+    PresetOpt,
+    WorkersOpt,
+    interruptible,
+)
 
 app = typer.Typer(
     name="featcache",
@@ -23,24 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_PARTLY = 3
-
-ManifestArg = Annotated[Path, typer.Argument(help="Manifest: JSON Lines, one utterance a line.", metavar="MANIFEST")]
-CacheArg = Annotated[Path, typer.Argument(help="Folder of the cache.", metavar="CACHE")]
-CacheOpt = Annotated[Path, typer.Option("--cache", help="Folder of the cache.")]
-PresetOpt = Annotated[str | None, typer.Option("--preset", help="A preset's name (featcache list) or a YAML file.")]
-DeviceOpt = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default="auto")]
-
-
-@contextmanager
-def _interruptible(text: str) -> Iterator[None]:
-    """Say what Ctrl-C left behind; without it Typer exits in silence."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.secho(f"Interrupted. {text}", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -87,11 +78,11 @@ def check(
     from pipelines import check as pipeline
 
     problems = pipeline.run(manifest, folds, allow or [], root, typer.echo)
-    raise typer.Exit(_PARTLY if problems else 0)
+    raise typer.Exit(PARTLY if problems else 0)
 
 
 @app.command()
-@_interruptible("What was whole is committed; run the same command to go on.")
+@interruptible("What was whole is committed; run the same command to go on.")
 def extract(
     manifest: ManifestArg,
     cache: CacheOpt = Path("cache"),
@@ -122,6 +113,7 @@ def extract(
     compress: Annotated[
         bool | None, typer.Option("--compress/--no-compress", help="Smaller parts, slower to read.")
     ] = None,
+    workers: WorkersOpt = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show sizes, parts and time, and compute nothing.")
     ] = False,
@@ -133,16 +125,16 @@ def extract(
 
     options = {
         "backend": backend, "dtype": dtype, "compute_dtype": compute_dtype, "tier": tier, "device": device,
-        "batch_size": batch_size, "compress": compress,
+        "batch_size": batch_size, "compress": compress, "workers": workers,
     }  # fmt: skip
     wanted = config.extract_config(config.read_preset(preset), stream or [], options, settings or [])
     utterances = Manifest.read(manifest)
     if dry_run:
-        planned = pipeline.dry_run(wanted, utterances, cache)
-        typer.echo(show.plan(planned, pipeline.free_bytes(cache)))
-        raise typer.Exit(_PARTLY if any(item.plan.failures for item in planned) else 0)
+        planned, waiting = pipeline.dry_run(wanted, utterances, cache)
+        typer.echo(show.plan(planned, waiting, pipeline.free_bytes(cache)))
+        raise typer.Exit(PARTLY if any(item.plan.failures for item in planned) else 0)
     summaries = pipeline.run(wanted, utterances, cache, lambda summary: typer.echo(show.summary(summary)))
-    raise typer.Exit(_PARTLY if any(summary.failures for summary in summaries) else 0)
+    raise typer.Exit(PARTLY if any(summary.failures for summary in summaries) else 0)
 
 
 @app.command()
@@ -166,7 +158,7 @@ def coverage(
 
     text, whole = show.coverage(cache, manifest, inputs)
     typer.echo(text)
-    raise typer.Exit(0 if whole else _PARTLY)
+    raise typer.Exit(0 if whole else PARTLY)
 
 
 @app.command()
@@ -181,7 +173,7 @@ def verify(
 
 
 @app.command("train-heads")
-@_interruptible("The run in hand is not finished; run the same command to train it.")
+@interruptible("The run in hand is not finished; run the same command to train it.")
 def train_heads(
     manifest: ManifestArg,
     cache: CacheOpt = Path("cache"),
@@ -278,12 +270,25 @@ def report(
     typer.echo(f"Wrote {out}.")
 
 
+app.add_typer(cli_alignment.app)
+
+
 @app.command("list")
 def list_plugins() -> None:
-    """List corpora, streams, heads, backends and presets."""
+    """List corpora, streams, aligners, heads, backends and presets."""
     from pipelines import show
 
     typer.echo(show.plugins())
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine has: packages, devices, and the programs outside Python that some streams use."""
+    from pipelines import doctor as pipeline
+
+    text, usable = pipeline.run()
+    typer.echo(text)
+    raise typer.Exit(0 if usable else 1)
 
 
 def main() -> None:

@@ -1,0 +1,30 @@
+"""Arguments and options that several commands share, and what a command does on Ctrl-C."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PARTLY = 3
+"""Exit code: done, but some utterances failed or are missing."""
+
+ManifestArg = Annotated[Path, typer.Argument(help="Manifest: JSON Lines, one utterance a line.", metavar="MANIFEST")]
+CacheArg = Annotated[Path, typer.Argument(help="Folder of the cache.", metavar="CACHE")]
+CacheOpt = Annotated[Path, typer.Option("--cache", help="Folder of the cache.")]
+PresetOpt = Annotated[str | None, typer.Option("--preset", help="A preset's name (featcache list) or a YAML file.")]
+DeviceOpt = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default="auto")]
+WorkersOpt = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that aligners use.", show_default="one for each core")
+]
+
+
+@contextmanager
+def interruptible(text: str) -> Iterator[None]:
+    """Say what Ctrl-C left behind; without it Typer exits in silence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho(f"Interrupted. {text}", err=True)
+        raise typer.Exit(130) from None
