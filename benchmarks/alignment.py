@@ -8,7 +8,7 @@ over synthetic speech with the synthesiser's times, RAVDESS, and EMO-DB with its
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,25 +69,35 @@ def _synthetic(folder: Path) -> Iterator[Utterance]:
     for name, told in sorted(json.loads((DATA / "alignment" / "mfa" / "truth.json").read_text()).items()):
         speaker = name.partition("_")[0]
         text = (corpus / speaker / f"{name}.lab").read_text().strip()
-        phones = [(sample / told["sr"], what) for kind, sample, _, what in told["ev"] if kind == "ph"]
-        ends = [*(start for start, _ in phones[1:]), told["n"] / told["sr"]]
+        events = [(sample / told["sr"], kind, what) for kind, sample, _, what in told["ev"]]
+        phones = [(start, what) for start, kind, what in events if kind == "ph"]
         pauses = [start for start, what in phones if what.startswith("_")]
-        words = [(sample / told["sr"], what) for kind, sample, _, what in told["ev"] if kind == "word"]
-        word_ends = [*(start for start, _ in words[1:]), told["n"] / told["sr"]]
+        # The synthesiser reports a word while the phone before it still sounds: it starts with its first phone.
+        words = [
+            (next((start for start, kind, what in events[at:] if kind == "ph" and what[0] != "_"), None), place)
+            for at, (_, kind, place) in enumerate(events)
+            if kind == "word"
+        ]
+        spoken = [(start, text[at : at + length].lower()) for start, (at, length) in words if start is not None]
+        end_s = told["n"] / 16000  # of the recording, which is resampled
         tiers = {
-            "phones": [[start, end, what] for (start, what), end in zip(phones, ends, strict=True) if end > start],
-            "words": [
-                [
-                    start,
-                    min([end, *(pause for pause in pauses if start < pause)]),
-                    text[at - 1 : at - 1 + length].lower(),
-                ]
-                for (start, (at, length)), end in zip(words, word_ends, strict=True)
-                if end > start
-            ],
+            "phones": _until_the_next(phones, [], end_s),
+            "words": _until_the_next(spoken, pauses, end_s),
         }
         (folder / f"{name}.json").write_text(json.dumps(tiers))
         yield Utterance(name, f"{speaker}/{name}.wav", text=text, speaker=speaker)
+
+
+def _until_the_next(
+    marks: Sequence[tuple[float, str]], stops: Sequence[float], end_s: float
+) -> list[tuple[float, float, str]]:
+    """Return intervals that last until the next mark, or a stop before it; marks that share a time make one."""
+    starts = [start for start, _ in marks] + [end_s]
+    return [
+        (start, min([following, *(stop for stop in stops if stop > start)]), what)
+        for (start, what), following in zip(marks, starts[1:], strict=True)
+        if following > start
+    ]
 
 
 def _scored(

@@ -67,6 +67,10 @@ class Cache(Mapping[str, "CachedStream"]):
             raise CacheError(f"{name!r} could be any of these; give the full name:\n" + "\n".join(lines))
         return CachedStream(self.path / matches[0])
 
+    def __contains__(self, name: object) -> bool:
+        """Say whether there is a stream of that full name, or one or more of that kind."""
+        return any(name in (full, full.rpartition("-")[0]) for full in self)
+
     def __iter__(self) -> Iterator[str]:
         names = [path.parent.name for path in self.path.glob("*/stream.json")]
         return iter(sorted(names))
