@@ -90,7 +90,7 @@ def summary(done: Summary) -> str:
 
 
 def _differing(lines: Sequence[str]) -> str:
-    return "; ".join(line if len(line) <= 80 else f"{line[:77]}..." for line in lines[:_SHOWN]) + (
+    return "; ".join(line if len(line) <= 200 else f"{line[:197]}..." for line in lines[:_SHOWN]) + (
         f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     )
 

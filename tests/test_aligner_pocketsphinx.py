@@ -19,9 +19,12 @@ from featcache.aligners import pocketsphinx as plugin
 from featcache.aligners.pocketsphinx import Pocketsphinx
 from featcache.alignment import UNKNOWN, Alignment, checked
 from featcache.audio import decode
+from featcache.corpus import Corpus
 from featcache.errors import ConfigError, StreamError
+from featcache.extract import Options, extract
 from featcache.settings import build
 from featcache.stream import Speech
+from featcache.streams.alignment import AlignmentStream
 
 KIDS, DOGS = "Kids are talking by the door.", "Dogs are sitting by the door."
 LIBRIVOX = "alignment/librivox/sense_and_sensibility_01_austen_64kb-{}"
@@ -166,6 +169,15 @@ def test_failures_are_named_and_cost_nobody_else(shared_data: Path, changes: dic
     assert re.search(message, str(failed))
     assert isinstance(before, Alignment)
     assert before == after
+
+
+@pytest.mark.heavy
+def test_emotional_speech_is_aligned_whole(shared_data: Path, tmp_path: Path):
+    """All of RAVDESS's six actors: at least 99 %, shouting and all, through the command's own engine."""
+    manifest = registry.load("featcache.corpora", "ravdess", Corpus)().manifest(shared_data / "ravdess")
+    summary = extract(manifest, tmp_path, AlignmentStream("pocketsphinx"), Options(device="cpu"))
+    assert len(manifest) == 360
+    assert len(summary.computed) >= 0.99 * len(manifest), summary.failures
 
 
 def test_audio_just_long_enough_or_silent_is_aligned_or_refused_but_never_crashes(shared_data: Path):
