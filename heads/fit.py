@@ -21,7 +21,7 @@ from featcache.errors import ProtocolError
 from heads.folds import Fold
 from heads.head import Candidate, FitSettings, GradientHead, Inputs, OnProgress, Outcome, Task
 from heads.layers import LayerMix
-from heads.members import MemberAdamW, Members
+from heads.members import Alone, Members
 from heads.metrics import ua, wa
 
 
@@ -83,9 +83,9 @@ def fit(
             f"Fold {empty[0]!r} has no validation part, and the head {head.kind()!r} chooses its weights on it. "
             "Give a validation share above 0."
         )
+    names = head.source(task).spec.layers
     inputs = head.inputs(task)
-    spec = task.stream(head.kind()).spec
-    variants = list(product(head.layers(len(spec.layers)), settings.learning_rate, settings.weight_decay))
+    variants = list(product(head.layers(len(names)), settings.learning_rate, settings.weight_decay))
     members = [
         _member(task, fold, {"layer": layer, "learning_rate": rate, "weight_decay": decay})
         for fold in task.folds
@@ -97,7 +97,7 @@ def fit(
     for number, group in enumerate(groups):
         before = number * settings.steps
         results += _Job(head, task, settings, inputs, group).run(partial(_report, on_progress, before, total))
-    return [_outcome(fold, [result for result in results if result.member.fold is fold]) for fold in task.folds]
+    return [_outcome(fold, [result for result in results if result.member.fold is fold], names) for fold in task.folds]
 
 
 def _report(on_progress: OnProgress, before: int, total: int, done: int) -> None:
@@ -117,27 +117,27 @@ class _Job:
     def __init__(
         self, head: GradientHead, task: Task, settings: FitSettings, inputs: Inputs, members: Sequence[Member]
     ) -> None:
-        spec = task.stream(head.kind()).spec
+        shapes = head.shapes(task)
         self._task, self._settings, self._inputs, self._list = task, settings, inputs, list(members)
         modules = []
         for member in self._list:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
-                module = head.module(len(spec.layers), spec.dim, len(task.classes))
+                module = head.module(**shapes)
             head.prepare(module, inputs, member.train, member.settings["layer"])
             modules.append(module.to(task.device))
         self._mix = next((name for name, block in modules[0].named_modules() if isinstance(block, LayerMix)), None)
         self._module = modules[0]
-        self._members = Members(modules)
+        self._members: Members | Alone = Members(modules) if head.stacked else Alone(modules[0])
         self._labels = torch.from_numpy(task.labels).to(task.device)
         layers = [member.settings["layer"] for member in self._list]
         self._layers = None if layers[0] is None else torch.tensor(layers)
-        self._optimiser = MemberAdamW(
-            self._members.parameters,
-            torch.tensor([member.settings["learning_rate"] for member in self._list], device=task.device),
-            torch.tensor([member.settings["weight_decay"] for member in self._list], device=task.device),
+        self._optimiser = self._members.optimiser(
+            [member.settings["learning_rate"] for member in self._list],
+            [member.settings["weight_decay"] for member in self._list],
             settings.gradient_clip,
         )
+        self._windows = _generator(settings, f"{self._list[0].fold.name} windows")
         self._class_weights = torch.stack([self._weigh(member) for member in self._list])
 
     def run(self, on_progress: Callable[[int], None]) -> list[_Result]:
@@ -168,10 +168,13 @@ class _Job:
         """Take one optimiser step on ``(members, batch)`` utterances; return each member's loss, ``(members,)``."""
         self._members.train(True)
         labels = self._labels[indices.to(self._labels.device)]
-        logits = self._members(self._inputs.batch(indices, self._layers))
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        batch = self._inputs.training_batch(indices, self._layers, self._windows)
+        with self._precision():
+            output = self._members(batch)
+        logits, further = output if isinstance(output, tuple) else (output, 0.0)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         weights = self._class_weights.gather(1, labels)
-        losses = (loss * weights).sum(1) / weights.sum(1)
+        losses = (loss * weights).sum(1) / weights.sum(1) + further
         losses.sum().backward()  # a member's loss has no gradient in another member
         self._optimiser.step()
         return losses.detach()
@@ -194,12 +197,18 @@ class _Job:
         self._members.train(False)
         layers = None if self._layers is None else self._layers[number : number + 1]
         values = np.empty((len(positions), len(self._task.classes)))
-        with torch.no_grad():
+        with torch.no_grad(), self._precision():
             for chunk in self._inputs.chunks(positions):
-                batch = self._inputs.batch(positions[chunk][None], layers)
-                logits = self._members.one(number, tuple(item[0] for item in batch))
-                values[chunk.numpy()] = torch.softmax(logits.double(), dim=1).cpu().numpy()
+                batch, owners = self._inputs.scored(positions[chunk], layers)
+                logits = self._members.one(number, batch)
+                rows = torch.softmax(logits.double(), dim=1).cpu()
+                total = torch.zeros(len(chunk), rows.shape[1], dtype=torch.float64).index_add_(0, owners, rows)
+                values[chunk.numpy()] = (total / torch.bincount(owners, minlength=len(chunk))[:, None]).numpy()
         return values
+
+    def _precision(self) -> torch.autocast:
+        device = torch.device(self._task.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self._settings.precision == "bfloat16")
 
     def _truth(self, positions: torch.Tensor) -> np.ndarray:
         return self._task.labels[positions.numpy()]
@@ -236,8 +245,7 @@ class _Job:
 
 def _order(member: Member, settings: FitSettings) -> Iterator[torch.Tensor]:
     """Yield batches, ``(batch,)`` positions, from one shuffled pass over the training part after another."""
-    key = f"{settings.seed} {member.fold.name}".encode()
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()))
+    generator = _generator(settings, member.fold.name)
     left = torch.empty(0, dtype=torch.int64)
     while True:
         while len(left) < settings.batch_size:
@@ -246,12 +254,18 @@ def _order(member: Member, settings: FitSettings) -> Iterator[torch.Tensor]:
         left = left[settings.batch_size :]
 
 
+def _generator(settings: FitSettings, name: str) -> torch.Generator:
+    """Return random numbers that follow from the seed and a name alone."""
+    key = hashlib.blake2b(f"{settings.seed} {name}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key))
+
+
 def _metric(settings: FitSettings, probabilities: np.ndarray, truth: np.ndarray) -> float:
     predicted = probabilities.argmax(axis=1)
     return ua(truth, predicted) if settings.select_by == "ua" else wa(truth, predicted)
 
 
-def _outcome(fold: Fold, results: Sequence[_Result]) -> Outcome:
+def _outcome(fold: Fold, results: Sequence[_Result], layer_names: Sequence[str]) -> Outcome:
     """Choose a fold's candidate on validation; the first of equals."""
     chosen = max(results, key=lambda result: result.member.best)
     return Outcome(
@@ -265,6 +279,7 @@ def _outcome(fold: Fold, results: Sequence[_Result]) -> Outcome:
         curve=chosen.member.curve,
         weights=chosen.state,
         layer_weights=chosen.layer_weights,
+        layer_names=layer_names,
     )
 
 

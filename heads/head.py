@@ -40,6 +40,8 @@ class FitSettings:
             side by side, was better than ever before; None never stops early.
         select_by: metric on validation that chooses weights and candidates: ``"ua"`` or ``"wa"``.
         balanced: weigh classes by the inverse of their frequency in train.
+        precision: what modules compute in; ``"bfloat16"`` is mixed precision: weights, losses and the optimiser stay
+            float32. It pays where processor or GPU have it in hardware.
         seed: of initial weights, dropout and the order of batches; `pipelines.train_heads` also draws random folds
             and the validation cut from it.
     """
@@ -53,6 +55,7 @@ class FitSettings:
     patience: int | None = None
     select_by: Literal["ua", "wa"] = "ua"
     balanced: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ class Task:
         classes: class names, in order.
         folds: the folds.
         device: where training runs.
+        speakers: speaker of each utterance; empty where nobody asked.
     """
 
     streams: Mapping[str, CachedStream]
@@ -86,6 +90,7 @@ class Task:
     classes: tuple[str, ...]
     folds: Sequence[Fold]
     device: str = "cpu"
+    speakers: Sequence[str | None] = ()
     _positions: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +139,7 @@ class Outcome:
         curve: for each evaluation: ``step``, ``loss`` on train since the last one, and the metric on validation.
         weights: learned arrays by name; empty where a head has none that can be stored.
         layer_weights: what each layer contributes, ``(layers,)``, sums to 1; None where the head has no mix.
+        layer_names: names of the layers that it read.
     """
 
     fold: str
@@ -144,6 +150,7 @@ class Outcome:
     curve: Sequence[Mapping[str, float]] = ()
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     layer_weights: np.ndarray | None = None
+    layer_names: Sequence[str] = ()
 
 
 class Head(ABC):
@@ -161,6 +168,10 @@ class Head(ABC):
     def kind(cls) -> str:
         """Return the public name: the stem of the plug-in's file."""
         return cls.__module__.rpartition(".")[2]
+
+    def further_streams(self) -> tuple[str, ...]:
+        """Return the kinds of streams that the head reads beside the one whose layers it reads; none by default."""
+        return ()
 
     @abstractmethod
     def train(self, task: Task, settings: FitSettings, on_progress: OnProgress) -> list[Outcome]:
@@ -185,6 +196,28 @@ class Inputs(ABC):
         Returns:
             Tensors whose first two axes are members and batch.
         """
+
+    def training_batch(
+        self, indices: torch.Tensor, layers: torch.Tensor | None, generator: torch.Generator
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what modules take in training, where that is something else: windows drawn at random, targets."""
+        return self.batch(indices, layers)
+
+    def scored(
+        self, positions: torch.Tensor, layers: torch.Tensor | None
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Return what one member takes to score utterances, and the utterance of each row.
+
+        Args:
+            positions: ``(utterances,)`` positions in the task's ids.
+            layers: ``(1,)`` the layer the member reads; None is all layers.
+
+        Returns:
+            Tensors whose first axis is rows; and ``(rows,)`` indices into `positions`. The probabilities of an
+            utterance's rows are averaged.
+        """
+        batch = self.batch(positions[None], layers)
+        return tuple(item[0] for item in batch), torch.arange(len(positions))
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return how to split utterances into batches that can be scored at once.
@@ -218,15 +251,42 @@ class GradientHead(Head, Generic[InputsT]):
     def inputs(self, task: Task) -> InputsT:
         """Return the features the module reads."""
 
+    def source(self, task: Task) -> CachedStream:
+        """Return the stream whose layers the head reads.
+
+        Raises:
+            ConfigError: the task lacks a stream that the head needs, or has one that it does not know.
+        """
+        return task.stream(self.kind())
+
+    def shapes(self, task: Task) -> dict[str, int]:
+        """Return the arguments of :meth:`module` for a task."""
+        spec = self.source(task).spec
+        return {"num_layers": len(spec.layers), "dim": spec.dim, "num_classes": len(task.classes)}
+
     @abstractmethod
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh module: takes what :meth:`Inputs.batch` gives for one member, returns logits.
+
+        In training it takes what :meth:`Inputs.training_batch` gives, and may return logits and a further loss, which
+        is added to the cross-entropy.
 
         Args:
             num_layers: layers of the stream.
             dim: size of a frame.
             num_classes: number of classes.
         """
+
+    def example(self, shapes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+        """Return zeros in the form of a training batch of two utterances of 100 frames, to show what a module does.
+
+        Args:
+            shapes: arguments of :meth:`module`.
+        """
+        num_layers, dim = shapes["num_layers"], shapes["dim"]
+        if self.tier == "stats":
+            return (torch.zeros(2, num_layers, dim),)
+        return torch.zeros(2, num_layers, 100, dim), torch.full((2,), 100)
 
     def layers(self, num_layers: int) -> Sequence[int | None]:
         """Return the layers to try, one candidate each; None is all layers together."""

@@ -52,6 +52,14 @@ class Members:
         logits: torch.Tensor = functional_call(self._module, self.state(member), batch)
         return logits
 
+    def optimiser(
+        self, learning_rate: Sequence[float], weight_decay: Sequence[float], gradient_clip: float | None
+    ) -> "MemberAdamW":
+        """Return what updates the members, each with its own rate and decay."""
+        device = self.parameters[0].device
+        rates, decays = (torch.tensor(values, device=device) for values in (learning_rate, weight_decay))
+        return MemberAdamW(self.parameters, rates, decays, gradient_clip)
+
     def state(self, member: int) -> State:
         """Return one member's parameters and buffers, views of the stacked ones."""
         return {name: value[member] for name, value in (self._parameters | self._buffers).items()}
@@ -71,6 +79,76 @@ class Members:
         with torch.no_grad():
             for name, value in (self._parameters | self._buffers).items():
                 value.copy_(state[name])
+
+
+class Alone:
+    """One module that trains by itself, in the form of :class:`Members`; for what ``torch.vmap`` does not take."""
+
+    size = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """The module's parameters."""
+        return list(self._module.parameters())
+
+    def train(self, mode: bool) -> None:
+        """Switch dropout and the like on or off."""
+        self._module.train(mode)
+
+    def __call__(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return what the module gives for a batch whose first axis is the one member, in that form."""
+        output = self._module(*(item[0] for item in batch))
+        return (output[0][None], output[1][None]) if isinstance(output, tuple) else output[None]
+
+    def one(self, member: int, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return logits ``(batch, classes)``."""
+        logits: torch.Tensor = self._module(*batch)
+        return logits
+
+    def optimiser(
+        self, learning_rate: Sequence[float], weight_decay: Sequence[float], gradient_clip: float | None
+    ) -> "AloneAdamW":
+        """Return what updates the module."""
+        return AloneAdamW(self.parameters, learning_rate[0], weight_decay[0], gradient_clip)
+
+    def state(self, member: int) -> State:
+        """Return the module's parameters and buffers."""
+        return dict(self._module.state_dict())
+
+    def copy(self) -> State:
+        """Return copies of all parameters and buffers."""
+        return {name: value.clone() for name, value in self._module.state_dict().items()}
+
+    def keep(self, best: State, members: Sequence[int]) -> None:
+        """Copy what the module is now into `best`, if it is among `members`."""
+        if members:
+            for name, value in self._module.state_dict().items():
+                best[name].copy_(value)
+
+    def load(self, state: State) -> None:
+        """Become what :meth:`copy` returned."""
+        self._module.load_state_dict(state)
+
+
+class AloneAdamW:
+    """``torch.optim.AdamW`` and the bound on the gradient's norm, in the form of :class:`MemberAdamW`."""
+
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], learning_rate: float, weight_decay: float, gradient_clip: float | None
+    ) -> None:
+        self._parameters = list(parameters)
+        self._clip = gradient_clip
+        self._optimiser = torch.optim.AdamW(self._parameters, learning_rate, weight_decay=weight_decay, fused=True)
+
+    def step(self) -> None:
+        """Update every parameter by its gradient, and clear the gradients."""
+        if self._clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
 
 
 class MemberAdamW:

@@ -240,9 +240,26 @@ def train_heads(
 @app.command()
 def fuse(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders with a scores.csv.", metavar="RUN...")],
-    weights: Annotated[str, typer.Option("--weights", help="One weight a run, such as 0.6,1.0.")],
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            help="One weight a run, such as 0.6,1.0; or search: the best for each fold; or stack: a learned model.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
     space: Annotated[str, typer.Option("--space", help="prob: weigh probabilities; log: their logarithms.")] = "prob",
+    search_on: Annotated[
+        str | None,
+        typer.Option(
+            "--search-on",
+            help="What search and stack look at: the fold's validation scores, or the test scores of other-folds.",
+            show_default="validation",
+        ),
+    ] = None,
+    select_by: Annotated[
+        str | None, typer.Option("--select-by", help="What search and stack aim at: ua or wa.", show_default="ua")
+    ] = None,
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Standardise each run's scores by its validation scores first.")
     ] = False,
@@ -252,7 +269,8 @@ def fuse(
     from pipelines import fuse as pipeline
     from pipelines import show
 
-    fused = pipeline.run(runs, weights, out, space, standardise, overwrite, partial(typer.echo, err=True))
+    tell = partial(typer.echo, err=True)
+    fused = pipeline.run(runs, weights, out, space, standardise, overwrite, tell, search_on, select_by)
     typer.echo(show.metrics(fused))
     typer.echo(f"Wrote: {out}")
 
@@ -271,6 +289,24 @@ def report(
 
 
 app.add_typer(cli_alignment.app)
+
+
+@app.command()
+def describe(
+    head: Annotated[str | None, typer.Argument(help="Head (featcache list).", metavar="HEAD")] = None,
+    preset: PresetOpt = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting of the head, KEY=VALUE; repeat for several.")
+    ] = None,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the stream it reads.")] = 25,
+    dim: Annotated[int, typer.Option("--dim", min=1, help="Size of a frame.")] = 1024,
+    classes: Annotated[int, typer.Option("--classes", min=2, help="Number of classes.")] = 4,
+) -> None:
+    """Show a head's blocks, their outputs and parameters, and the streams that it needs."""
+    from pipelines import config
+    from pipelines import describe as pipeline
+
+    typer.echo(pipeline.run(head, config.read_preset(preset), settings or [], layers, dim, classes))
 
 
 @app.command("list")

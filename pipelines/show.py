@@ -205,7 +205,7 @@ def plugins() -> str:
                 title = f"not usable here: {error}"
             lines.append(f"  {name:16} {title}")
     lines += ["Backends:", *(f"  {name}" for name in registry.names("featcache.backends"))]
-    lines += ["Presets:", *(f"  {name:16} {read_preset(name).get('about', '')}" for name in preset_names())]
+    lines += ["Presets:", *(f"  {name:24} {read_preset(name).get('about', '')}" for name in preset_names())]
     return "\n".join(lines)
 
 

@@ -44,7 +44,10 @@ TRAINING_FILES = (
 )  # fmt: skip
 """What a training leaves in a run folder beside the scores."""
 
-_FILES = {"scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES}
+FUSION_FILES = ("fusion_weights.csv", "fusion_curve.csv", "fusion_coefficients.csv")
+"""What a fusion leaves there instead."""
+
+_FILES = {"scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES}
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def run(
         "seconds": round(seconds, 3),
         "versions": _versions(),
     }
-    return Trained(_write(out, task, outcomes, streams, record), folds, dropped)
+    return Trained(_write(out, task, outcomes, record), folds, dropped)
 
 
 def load_head(config: TrainConfig) -> Head:
@@ -156,7 +159,8 @@ def make_task(utterances: Sequence[Utterance], folds: FoldSet, streams: dict[str
     if len(classes) < 2:
         raise ProtocolError(f"All utterances are labelled {classes[0]!r}: there is nothing to tell apart.")
     labels = np.array([classes.index(str(utterance.label)) for utterance in ordered], np.int64)
-    return Task(streams, [utterance.id for utterance in ordered], labels, classes, tuple(folds), device)
+    ids, speakers = [utterance.id for utterance in ordered], [utterance.speaker for utterance in ordered]
+    return Task(streams, ids, labels, classes, tuple(folds), device, speakers)
 
 
 def _relabelled(utterance: Utterance, column: str) -> Utterance:
@@ -235,14 +239,12 @@ def _existing(out: Path, digest: str, overwrite: bool) -> Run | None:
     return None
 
 
-def _write(
-    out: Path, task: Task, outcomes: Sequence[Outcome], streams: dict[str, CachedStream], record: dict[str, Any]
-) -> Run:
+def _write(out: Path, task: Task, outcomes: Sequence[Outcome], record: dict[str, Any]) -> Run:
     from safetensors.numpy import save
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "scores.csv").unlink(missing_ok=True)
-    layers = next(iter(streams.values())).spec.layers
+    for name in ("scores.csv", *FUSION_FILES):  # also of a fusion that lay there
+        (out / name).unlink(missing_ok=True)
     save_folds(task.folds, out / "folds.json")
     _write_csv(
         out / "candidates.csv",
@@ -250,7 +252,11 @@ def _write(
             {
                 "fold": outcome.fold,
                 **candidate.settings,
-                **({"layer_name": layers[candidate.settings["layer"]]} if "layer" in candidate.settings else {}),
+                **(
+                    {"layer_name": outcome.layer_names[candidate.settings["layer"]]}
+                    if "layer" in candidate.settings
+                    else {}
+                ),
                 "validation": candidate.validation,
                 "test": candidate.test,
                 "chosen": all(outcome.chosen.get(key) == value for key, value in candidate.settings.items()),
@@ -263,7 +269,7 @@ def _write(
     _write_csv(
         out / "layer_weights.csv",
         [
-            {"fold": one.fold, "layer": index, "layer_name": layers[index], "weight": weight}
+            {"fold": one.fold, "layer": index, "layer_name": one.layer_names[index], "weight": weight}
             for one in outcomes
             if one.layer_weights is not None
             for index, weight in enumerate(one.layer_weights.tolist())

@@ -7,6 +7,7 @@ Everything before the pooling is linear, and the mean of a linear map is the map
 from the stats tier, whose bytes are those of four float16 frames an utterance.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -53,6 +54,10 @@ class LayerMix(GradientHead[StatsInputs]):
             nn.Linear(size, self.projector_dim),
             nn.Linear(self.projector_dim, num_classes),
         )
+
+    def example(self, shapes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+        """Return zeros in the form of a batch: every layer's mean, and its std where that is read."""
+        return (torch.zeros(2, shapes["num_layers"], shapes["dim"] * (2 if self.std else 1)),)
 
     def prepare(self, module: nn.Module, inputs: StatsInputs, train: torch.Tensor, layer: int | None) -> None:
         """Take the training part's mean and standard deviation."""

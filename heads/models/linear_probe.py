@@ -4,7 +4,7 @@ The usual probe of what a layer holds (Alain & Bengio 2017). Exact from the stat
 its pooling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -47,6 +47,10 @@ class LinearProbe(GradientHead[StatsInputs]):
         """Return a fresh probe: ``(batch, dim)`` to logits ``(batch, classes)``."""
         size = dim * (2 if self.std else 1)
         return nn.Sequential(Standardise(size), nn.Linear(size, num_classes))
+
+    def example(self, shapes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+        """Return zeros in the form of a batch: one layer's mean, and its std where that is read."""
+        return (torch.zeros(2, shapes["dim"] * (2 if self.std else 1)),)
 
     def prepare(self, module: nn.Module, inputs: StatsInputs, train: torch.Tensor, layer: int | None) -> None:
         """Take the training part's mean and standard deviation."""
