@@ -8,6 +8,7 @@ brackets, such as ``[LAUGHTER]``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -82,14 +83,11 @@ def checked(alignment: Alignment, duration_s: float, tolerance_s: float = TOLERA
         StreamError: no phones; times that are not finite, negative or run backwards; intervals that overlap; an
             interval past the end of the audio.
     """
-    if not alignment.phones:
+    words = _fitted("word", alignment.words, duration_s, tolerance_s)
+    phones = _fitted("phone", alignment.phones, duration_s, tolerance_s)
+    if not phones:
         raise StreamError("its alignment has no phone. Check its text and its audio, or leave it out.")
-    return Alignment(
-        _fitted("word", alignment.words, duration_s, tolerance_s),
-        _fitted("phone", alignment.phones, duration_s, tolerance_s),
-        alignment.quality,
-        alignment.unknown_words,
-    )
+    return Alignment(words, phones, alignment.quality, alignment.unknown_words)
 
 
 def _fitted(what: str, intervals: Sequence[Interval], duration_s: float, tolerance_s: float) -> tuple[Interval, ...]:
@@ -111,6 +109,15 @@ def _fitted(what: str, intervals: Sequence[Interval], duration_s: float, toleran
         if start_s < end_s:
             fitted.append(Interval(start_s, end_s, label))
     return tuple(fitted)
+
+
+def content_digest(alignment: Alignment) -> str:
+    """Return what identifies an alignment's words, phones and times."""
+    times, arrays = to_arrays(alignment)
+    state = blake2b(times.tobytes(), digest_size=16)
+    for name in ("tier", "label"):
+        state.update(arrays[name].tobytes())
+    return state.hexdigest()
 
 
 def word_of_each_phone(alignment: Alignment) -> list[int]:

@@ -154,11 +154,21 @@ class CachedStream:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Id to reason, of utterances that could not be computed and have not been since."""
-        failed: dict[str, str] = {}
+        """Id to reason, of utterances that could not be computed and have not been since.
+
+        An utterance may be held and be here: its input changed after it was computed, and what it is now failed.
+        """
+        failed: dict[str, tuple[int, str]] = {}
         for index in self.indices.values():
-            failed.update(index.failures)
-        return {name: failed[name] for name in sorted(failed) if name not in self._located}
+            for name, reason in index.failures.items():
+                generation = index.failed_generations.get(name, 0)
+                if name not in failed or generation >= failed[name][0]:
+                    failed[name] = (generation, reason)
+        return {
+            name: reason
+            for name, (generation, reason) in sorted(failed.items())
+            if name not in self._located or generation > self._located[name].entry.generation
+        }
 
     def __contains__(self, name: object) -> bool:
         return name in self._located

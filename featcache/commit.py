@@ -131,12 +131,18 @@ class StreamWriter:
             spec = {**self.spec.identity(), "notes": self.spec.notes}
             write_json(path, {"format": FORMAT, "spec": spec, "made_with": _versions()}, self.workplace)
 
-    def commit(self, utterances: Sequence[Stored], failures: Mapping[str, str]) -> str:
+    def commit(
+        self,
+        utterances: Sequence[Stored],
+        failures: Mapping[str, str],
+        generations: Mapping[str, int] | None = None,
+    ) -> str:
         """Write one part and commit it.
 
         Args:
             utterances: what it holds, in order; may be empty when there are failures to record.
             failures: id to reason.
+            generations: generation of each failure; 0 where it is not told.
 
         Returns:
             The part's name.
@@ -151,6 +157,9 @@ class StreamWriter:
             tier=self.tier,
             entries=_entries(utterances),
             failures=dict(failures),
+            failed_generations={
+                name: generation for name, generation in (generations or {}).items() if generation and name in failures
+            },
             arrays={name: {"dtype": str(values.dtype), "shape": list(values.shape)} for name, values in arrays.items()},
             compressed=self._compress,
         )

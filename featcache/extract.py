@@ -28,6 +28,7 @@ from featcache.stream import EXACT_DTYPES, Context, Extractor, Features, Stream,
 
 TIERS = ("frames", "stats")
 _SPARE_BYTES = 64 * 2**20
+_SHOWN_FAILURES = 10
 
 logger = logging.getLogger(__name__)
 
@@ -201,11 +202,12 @@ def extract(
                         run.prepare(plan, on_message)
                         run.run(plan)
                 elif unrecorded:
-                    writer.commit([], plan.failures)
+                    writer.commit([], plan.failures, plan.generations)
             finally:
                 _renew_catalogue(cache, spec)
     else:
         _renew_catalogue(cache, spec)
+    summary.changed = {name: why for name, why in plan.changed.items() if name not in summary.failures}
     return summary
 
 
@@ -222,6 +224,7 @@ class _Run:
     recorded: Mapping[str, str]
     summary: Summary
     on_done: Callable[[int, float], None]
+    num_failed: int = 0
 
     def prepare(self, plan: Plan, on_message: Callable[[str], None]) -> None:
         """Let the extractor see everything at once; what cannot be read is left for :meth:`run` to name."""
@@ -231,6 +234,7 @@ class _Run:
     def run(self, plan: Plan) -> None:
         """Compute and commit every part of the plan; an interruption loses the part in hand, and no other."""
         new = {name: why for name, why in plan.failures.items() if self.recorded.get(name) != why}
+        generations = plan.generations | {item.utterance.id: item.generation for item in plan.items}
         with ExitStack() as stack:
             writers = stack.enter_context(ThreadPoolExecutor(1, "write"))
             pending: Future[None] | None = None
@@ -239,7 +243,7 @@ class _Run:
                 stored = self._compute(part, inputs, failures)
                 if pending is not None:
                     pending.result()
-                pending = writers.submit(self._commit, stored, failures)
+                pending = writers.submit(self._commit, stored, failures, generations)
             if pending is not None:
                 pending.result()
 
@@ -325,17 +329,21 @@ class _Run:
     def _fail(self, item: Item, reason: str, failures: dict[str, str]) -> None:
         name = item.utterance.id
         self.summary.failures[name] = reason
-        logger.warning("%s: %r failed: %s", self.spec.kind, name, reason)
+        self.num_failed += 1
+        if self.num_failed <= _SHOWN_FAILURES:
+            logger.warning("%s: %r failed: %s", self.spec.kind, name, reason)
+        elif self.num_failed == _SHOWN_FAILURES + 1:
+            logger.warning("%s: further failures are not shown here; the cache keeps them", self.spec.kind)
         if self.recorded.get(name) != reason:
             failures[name] = reason
 
     def _audio_s(self, items: Sequence[Item]) -> float:
         return 0.0 if self.stream.input == "text" else sum(item.length for item in items) / self.stream.sample_rate_hz
 
-    def _commit(self, stored: Sequence[Stored], failures: Mapping[str, str]) -> None:
+    def _commit(self, stored: Sequence[Stored], failures: Mapping[str, str], generations: Mapping[str, int]) -> None:
         if not stored and not failures:
             return
-        self.writer.commit(stored, failures)
+        self.writer.commit(stored, failures, generations)
         self.summary.computed += [item.id for item in stored]
         for item in stored:
             arrays = [*item.frame_arrays.values(), *item.utterance_arrays.values()]

@@ -57,6 +57,7 @@ class Index:
         tier: ``"frames"``, or ``"stats"`` where only the stats were kept.
         entries: its utterances, in order.
         failures: id to reason, of utterances that could not be computed.
+        failed_generations: generation of a failure where that is not 0: an utterance may be held for an earlier input.
         arrays: name to dtype and shape.
         compressed: whether chunks are compressed.
     """
@@ -66,6 +67,7 @@ class Index:
     tier: str
     entries: tuple[Entry, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
+    failed_generations: Mapping[str, int] = field(default_factory=dict)
     arrays: Mapping[str, Any] = field(default_factory=dict)
     compressed: bool = False
 
@@ -82,6 +84,8 @@ class Index:
     def _plain(self) -> dict[str, Any]:
         """Return the fields as JSON values; `dataclasses.asdict` copies deeply, which thousands of entries feel."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        if not self.failed_generations:  # most parts have none, and those of earlier releases do not know of it
+            del values["failed_generations"]
         return {**values, "entries": [vars(entry) for entry in self.entries]}
 
     @classmethod

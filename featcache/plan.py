@@ -21,6 +21,7 @@ from featcache.stream import EXACT_DTYPES, InputKind, Speech, Stream, StreamSpec
 PART_BYTES = 256 * 2**20
 PART_SECONDS = 600.0
 PART_TEXTS = 1024
+_INTERVALS_PER_SECOND = 18  # RAVDESS has 5 to 9 phones and words a second, LibriVox 16
 _TOKENS_PER_CHARACTER = 0.35  # MELD in MiniLM's vocabulary has 0.29; a little more for room
 
 
@@ -50,6 +51,7 @@ class Plan:
         present: ids that are in the cache already.
         changed: id to what changed, of utterances that are in the cache for another input.
         failures: id to reason, of utterances that cannot even be planned.
+        generations: generation that those failures are of, where the cache holds the utterance for another input.
         sample_rate_hz: rate of the audio; None for text.
     """
 
@@ -57,6 +59,7 @@ class Plan:
     present: list[str] = field(default_factory=list)
     changed: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    generations: dict[str, int] = field(default_factory=dict)
     sample_rate_hz: int | None = None
 
     @property
@@ -162,6 +165,7 @@ def make_plan(
             name = item.utterance.id
             if state.failure is not None:
                 plan.failures[name] = state.failure
+                plan.generations[name] = state.generation
                 del wanted[name]
             elif state.present:
                 plan.present.append(name)
@@ -191,16 +195,20 @@ def _compare(
     on_checked: Callable[[int], None],
 ) -> Iterator[_State]:
     """Say for each utterance that the cache holds whether it holds it for the same input."""
+    failures = cached.failures
 
     def compare(item: Item) -> _State:
         located = cached.locate(item.utterance.id)
+        following = located.entry.generation + 1
         try:
             digest = stream_input(stream, manifest, item.utterance).digest
         except FeatcacheError as error:
-            return _State(failure=str(error))
+            return _State(failure=str(error), generation=following)
         if digest != located.entry.input:
             what = changed_input(stream.input, located.entry.input, digest)
-            return _State(changed=what, generation=located.entry.generation + 1)
+            return _State(changed=what, generation=following)
+        if item.utterance.id in failures:
+            return _State(changed="its input changed and failed, and is as before", generation=following)
         if tier == "frames" and located.index.tier == "stats":
             return _State(changed="only its stats were kept", generation=located.entry.generation)
         return _State(present=True)
@@ -213,7 +221,8 @@ def _compare(
 
 def _measure(stream: Stream, spec: StreamSpec, manifest: Manifest, utterance: Utterance, tier: str) -> Item:
     layers, dim = len(spec.layers), spec.dim
-    itemsize = np.dtype(spec.dtype).itemsize
+    arrays = (np.dtype(one["dtype"]).itemsize * math.prod(one["shape"]) for one in spec.frame_arrays.values())
+    bytes_a_frame = np.dtype(spec.dtype).itemsize * layers * dim + sum(arrays)
     stats_bytes = 0 if spec.dtype in EXACT_DTYPES else 2 * 4 * layers * dim
     if stream.input == "text":
         length = len(utterance.text or "")
@@ -222,7 +231,9 @@ def _measure(stream: Stream, spec: StreamSpec, manifest: Manifest, utterance: Ut
         path = manifest.audio_path(utterance)
         length = audio.num_samples(path, stream.sample_rate_hz, utterance.start_s, utterance.end_s)
         num_frames = stream.num_frames(length) or 0
-    frame_bytes = 0 if tier == "stats" else itemsize * layers * dim * num_frames
+        if spec.axis == "intervals":
+            num_frames = math.ceil(_INTERVALS_PER_SECOND * length / stream.sample_rate_hz)
+    frame_bytes = 0 if tier == "stats" else bytes_a_frame * num_frames
     return Item(utterance, length, stats_bytes + frame_bytes)
 
 

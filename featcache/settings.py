@@ -43,6 +43,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})"
+            if item["loc"]
+            else item["msg"].removeprefix("Value error, ")  # of the plug-in's own checks: a sentence
             for item in error.errors()
         )
-        raise ConfigError(f"{where}: {problems}.") from None
+        raise ConfigError(f"{where}: {problems.rstrip('.')}.") from None

@@ -242,6 +242,13 @@ class Stream(ABC):
         """
         return self
 
+    def check_source(self, spec: StreamSpec) -> None:
+        """Refuse to be made of a stream, before that is computed; the default takes any.
+
+        Raises:
+            ConfigError: the two do not fit; says what to set.
+        """
+
     def attachment(self, utterance: "Utterance", digest: str) -> Attachment | None:
         """Return a further input of an utterance; None, the default, where there is none.
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, UnknownNameError
+from featcache.stream import EXACT_DTYPES
 from featcache.view import View
 from heads.folds import Fold
 from heads.layers import Standardise
@@ -108,7 +109,21 @@ class Task:
         """
         if len(self.streams) != 1:
             raise ConfigError(f"The head {head!r} reads one stream, got {', '.join(self.streams) or 'none'}.")
-        return next(iter(self.streams.values()))
+        return features_of(head, next(iter(self.streams.values())))
+
+
+def features_of(head: str, stream: CachedStream) -> CachedStream:
+    """Return a stream whose frames a head may read as features.
+
+    Raises:
+        ConfigError: its frames are ids or times.
+    """
+    if stream.spec.dtype in EXACT_DTYPES:
+        raise ConfigError(
+            f"The head {head!r} cannot learn from {stream.name}: its frames are no features but "
+            f"{'times' if stream.spec.axis == 'intervals' else 'ids'}. Name another stream."
+        )
+    return stream
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,14 @@ def run(
 def describe(cache: Path, stream: str, ids: Sequence[str]) -> str:
     """Return what there is to know of an alignment: words without a pronunciation of their own, and its quality.
 
+    Of other streams, there is nothing; nor of an alignment that is not there, because nothing was aligned.
+
     Args:
         cache: the cache's folder.
         stream: full name of the alignment.
         ids: utterances to describe; those that it lacks are left out.
     """
-    if stream not in Cache(cache):  # nothing was aligned
+    if not stream.startswith("alignment-") or stream not in Cache(cache):
         return ""
     held = Cache(cache)[stream]
     ids = [name for name in ids if name in held]

@@ -122,6 +122,7 @@ def extract(
     from featcache.manifest import Manifest
     from pipelines import config, show
     from pipelines import extract as pipeline
+    from pipelines.align import describe as describe_alignment
 
     options = {
         "backend": backend, "dtype": dtype, "compute_dtype": compute_dtype, "tier": tier, "device": device,
@@ -133,7 +134,11 @@ def extract(
         planned, waiting = pipeline.dry_run(wanted, utterances, cache)
         typer.echo(show.plan(planned, waiting, pipeline.free_bytes(cache)))
         raise typer.Exit(PARTLY if any(item.plan.failures for item in planned) else 0)
-    summaries = pipeline.run(wanted, utterances, cache, lambda summary: typer.echo(show.summary(summary)))
+
+    def told(summary: Any) -> None:
+        typer.echo(show.summary(summary, describe_alignment(cache, summary.stream, utterances.ids)))
+
+    summaries = pipeline.run(wanted, utterances, cache, told)
     raise typer.Exit(PARTLY if any(summary.failures for summary in summaries) else 0)
 
 

@@ -40,9 +40,7 @@ def align(
     options = {"backend": backend, "workers": workers}
 
     def told(summary: Any) -> None:
-        typer.echo(show.summary(summary))
-        if summary.stream.startswith("alignment-"):
-            typer.echo(pipeline.describe(cache, summary.stream, utterances.ids))
+        typer.echo(show.summary(summary, pipeline.describe(cache, summary.stream, utterances.ids)))
 
     done = pipeline.run(utterances, cache, aligner, settings or [], derived if phones else None, options, told)
     raise typer.Exit(PARTLY if any(summary.failures for summary in done) else 0)

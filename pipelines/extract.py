@@ -49,27 +49,37 @@ def load_streams(config: ExtractConfig, manifest: Manifest, cache: Path) -> list
         CheckpointError: a checkpoint that cannot be found.
     """
     streams = []
+    specs: dict[str, StreamSpec] = {}
     for name, settings in config.streams.items():
         stream = build(registry.load("featcache.streams", name, Stream), settings, f"stream {name}")
         if stream.source is None:
-            stream.bind(context(manifest, cache, config)).spec(config.dtype, config.compute_dtype)
+            specs[stream.kind()] = _spec(stream, config, manifest, cache)
         streams.append(stream)
+    for stream in streams:
+        if stream.source in specs:
+            stream.check_source(specs[stream.source])
     return sorted(streams, key=lambda stream: stream.source is not None)
+
+
+def _spec(stream: Stream, config: ExtractConfig, manifest: Manifest, cache: Path) -> StreamSpec:
+    return stream.bind(context(manifest, cache, config)).spec(config.dtype, config.compute_dtype)
 
 
 def dry_run(config: ExtractConfig, manifest: Manifest, cache: Path) -> tuple[list[Planned], list[str]]:
     """Return what :func:`run` would do, and the streams that wait for another one; loads no model, writes nothing."""
     planned = []
     waiting: list[str] = []
+    unfinished: set[str] = set()
     device = resolve_device(config.device)
     made: dict[str, str] = {}
     for stream in load_streams(config, manifest, cache):
         source = made.get(stream.source or "")
-        if source is not None and source not in Cache(cache):
-            waiting.append(f"{stream.kind()} is made of {source}, which is not there yet; that takes seconds.")
+        if source is not None and (source not in Cache(cache) or source in unfinished):
+            waiting.append(f"{stream.kind()} is made of {source}, which is to be computed first; that takes seconds.")
             continue
         stream, spec, cached, plan = plan_stream(manifest, cache, stream, config, made=made)
         made[spec.kind] = spec.name
+        unfinished |= {spec.name} if plan.items else set()
         cost = stream.seconds_per_second(device, config.compute_dtype)
         amount = len(plan.items) if stream.input == "text" else plan.audio_s
         others = {} if cached is not None else different_streams(cache, spec)

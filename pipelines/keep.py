@@ -15,7 +15,7 @@ from featcache.streams.phones import find_alignment
 _COMPARISONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
-_CONDITION = re.compile(r"\s*([\w.-]+?)\s*(>=|<=|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+_CONDITION = re.compile(r"\s*([\w.-]+?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
 def run(manifest: Path, cache: Path, conditions: Sequence[str], out: Path, stream: str = "alignment") -> str:

@@ -78,18 +78,19 @@ def plan(planned: Sequence[Planned], waiting: Sequence[str], free: int) -> str:
     return "\n".join(lines)
 
 
-def summary(done: Summary) -> str:
-    """Return what an extraction did."""
+def summary(done: Summary, further: str = "") -> str:
+    """Return what an extraction did, and further lines."""
     parts = [f"{len(done.computed)} computed", f"{len(done.present)} present", f"{len(done.failures)} failed"]
     lines = [f"{done.stream}: {', '.join(parts)}; {size(done.num_bytes)} of arrays written"]
     for name, differences in done.others.items():
         lines.append(f"  it is not {name}: {_differing(differences)}")
     lines += _listed("  computed again", done.changed)
     lines += _listed("  failed", done.failures)
-    return "\n".join(lines)
+    return "\n".join([*lines, *([further] if further else [])])
 
 
 def _differing(lines: Sequence[str]) -> str:
+    lines = [line for line in lines if "settings.aligner:" in line] or lines  # the rest follows from it
     return "; ".join(line if len(line) <= 200 else f"{line[:197]}..." for line in lines[:_SHOWN]) + (
         f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     )

@@ -36,6 +36,12 @@ def test_what_lies_wholly_in_the_tolerance_is_left_out() -> None:
     assert checked(alignment, 1.0).phones == (Interval(0.0, 1.0, "a"),)
 
 
+def test_phones_that_all_lie_past_the_end_are_no_alignment() -> None:
+    late = Alignment((Interval(0.1, 0.5, "word"),), (Interval(1.0, 1.02, "a"),))
+    with pytest.raises(StreamError, match="no phone"):
+        checked(late, 1.0)
+
+
 @pytest.mark.parametrize(
     ("phones", "message"),
     [

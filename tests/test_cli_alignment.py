@@ -106,6 +106,28 @@ def test_a_preset_can_align_before_it_derives(corpus: Path) -> None:
     assert "phones-" in call(*arguments, "--dry-run")
 
 
+def test_symbols_that_do_not_fit_are_refused_before_anything_is_aligned(corpus: Path) -> None:
+    error = refused(
+        "align", corpus / "m.jsonl", "--cache", corpus / "cache", "--aligner", "intervals",
+        "--set", f"folder={corpus / 'early'}",
+    )  # fmt: skip
+    assert isinstance(error, ConfigError)
+    assert "--inventory occurring" in str(error)
+    assert not (corpus / "cache").exists()
+
+
+def test_a_dry_run_lets_phones_wait_for_an_alignment_to_be_renewed(corpus: Path) -> None:
+    align(corpus, "early")
+    (corpus / "early" / "u001.json").write_text((corpus / "late" / "u001.json").read_text())
+    settings = f"alignment.settings={{folder: {corpus / 'early'}, symbols: english}}"
+    planned = call(
+        "extract", corpus / "m.jsonl", "--cache", corpus / "cache", "--stream", "alignment", "--stream", "phones",
+        "--set", "alignment.aligner=intervals", "--set", settings, "--dry-run",
+    )  # fmt: skip
+    assert "which is to be computed first" in planned
+    assert "its alignment changed" in planned
+
+
 def test_align_score_measures_the_distance(corpus: Path) -> None:
     align(corpus, "early")
     align(corpus, "late", silence="x")
@@ -143,6 +165,8 @@ def test_keep_writes_those_that_meet_every_condition(corpus: Path) -> None:
     for condition, kind, told in (
         ("snr>3", UnknownNameError, "Known: duration_s"),
         ("duration_s is long", ConfigError, "takes NAME>=NUMBER"),
+        ("duration_s>=.", ConfigError, "takes NAME>=NUMBER"),
+        ("duration_s>=-5.0.0", ConfigError, "takes NAME>=NUMBER"),
         ("duration_s>9", ConfigError, "No utterance is left"),
     ):
         error = refused(*arguments, "--where", condition)

@@ -101,6 +101,16 @@ def test_the_same_seed_gives_the_same_numbers(task: Task, speech_task: Task, nam
         assert one.chosen == other.chosen
 
 
+@pytest.mark.parametrize("name", registry.names("heads.models"))
+def test_no_head_takes_ids_for_features(speech_task: Task, name: str) -> None:
+    head = small(name)
+    ids = {"other": speech_task.streams["phones"]}
+    if head.further_streams():
+        ids |= {kind: speech_task.streams[kind] for kind in ("log_mel", "speaker", "phones")}
+    with pytest.raises(ConfigError, match=r"cannot learn from phones-\w+: its frames are no features but ids|It got"):
+        head.train(replace(speech_task, streams=ids), QUICK, lambda *_: None)
+
+
 def test_training_leaves_the_global_random_state_alone(task: Task) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

@@ -148,6 +148,39 @@ def test_phones_of_a_stale_alignment_are_refused(tmp_path: Path) -> None:
     }
 
 
+def test_what_breaks_after_it_was_aligned_is_not_served_as_if_it_had_not(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path, [1.0, 0.5])
+    cache = tmp_path / "cache"
+    align(manifest, cache)
+    broken = with_texts(manifest, {"u001": "wrong text"})
+    aligned, framed = align(broken, cache)
+    assert aligned.changed == framed.changed == {}
+    assert framed.failures == {"u001": "it has no alignment: its text is not what is said"}
+    again, _ = align(broken, cache)
+    assert list(again.failures) == ["u001"]
+    for one in coverage(open_cache(cache), broken):
+        assert list(one.present) == ["u000"]
+        assert list(one.failed) == ["u001"]
+    # As it was before: aligned once more, since what failed last is all that is known of it.
+    repaired, framed = align(manifest, cache)
+    assert repaired.changed == {"u001": "its input changed and failed, and is as before"}
+    assert framed.failures == {}
+    assert all(list(one.present) == ["u000", "u001"] for one in coverage(open_cache(cache), manifest))
+    settled, _ = align(manifest, cache)
+    assert settled.computed == []
+
+
+def test_phones_of_a_renewed_alignment_are_seen_to_be_stale(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path, [1.0, 0.5])
+    cache = tmp_path / "cache"
+    align(manifest, cache)
+    changed = with_texts(manifest, {"u001": "other words"})
+    extract(changed, cache, AlignmentStream("even"), Options(device="cpu", workers=1))
+    held = {one.stream.partition("-")[0]: one for one in coverage(open_cache(cache), changed, inputs=False)}
+    assert held["alignment"].changed == {}
+    assert held["phones"].changed == {"u001": "its alignment changed"}
+
+
 def test_settings_make_another_alignment_and_places_do_not(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path, [1.0])
     first, _ = align(manifest, tmp_path / "cache")

@@ -5,14 +5,14 @@ Frame ``i`` stands for the time from ``i`` to ``i + 1`` frame shifts and gets th
 the same shift, and as ``hidden_states`` with ``pad=match_log_mel``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from featcache import alignment as intervals
+from featcache import registry
 from featcache.alignment import Alignment
 from featcache.cache import Cache, CachedStream
 from featcache.errors import CacheError, ConfigError, StreamError
@@ -41,6 +41,7 @@ class Phones(Stream):
     inventory: Literal["arpabet128", "occurring"] = "arpabet128"
     frame_shift_ms: int = 20
     _bound: ClassVar[tuple[CachedStream, Inventory] | None] = None
+    _failed: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         if self.frame_shift_ms < 1:
@@ -55,22 +56,31 @@ class Phones(Stream):
             StreamError: a phone of it maps to nothing.
         """
         source = find_alignment(Cache(context.cache), context.made.get("alignment", self.alignment))
-        symbol_set = source.spec.settings["symbols"]
+        self.check_source(source.spec)
         if self.inventory == "arpabet128":
             inventory = arpabet128()
-            if symbol_set == "other":
-                raise ConfigError(
-                    f"{source.name} ({source.spec.settings['aligner']}) has phones in symbols of its own, which map to "
-                    f"nothing in the English inventory arpabet128: {' '.join(inventory.symbols)}. For another language "
-                    "set phones.inventory=occurring (featcache align: --inventory occurring). If it is English, "
-                    "import it with the setting symbols=english or symbols=espeak."
-                )
         else:
+            symbol_set = source.spec.settings["symbols"]
             held = [name for name in context.manifest.ids if name in source]
             inventory = occurring((intervals.read(source, name), symbol_set) for name in held)
         bound = replace(self)
         object.__setattr__(bound, "_bound", (source, inventory))
+        object.__setattr__(bound, "_failed", source.failures)
         return bound
+
+    def check_source(self, spec: StreamSpec) -> None:
+        """Refuse an alignment whose symbols are not English, where the inventory is.
+
+        Raises:
+            ConfigError: it is; lists the inventory.
+        """
+        if self.inventory == "arpabet128" and spec.settings["symbols"] == "other":
+            raise ConfigError(
+                f"{spec.name} ({spec.settings['aligner']}) has phones in symbols of its own, which map to nothing in "
+                f"the English inventory arpabet128: {' '.join(arpabet128().symbols)}. For another language set "
+                "phones.inventory=occurring (featcache align: --inventory occurring). If it is English, give the "
+                "aligner the setting symbols=english or symbols=espeak."
+            )
 
     def attachment(self, utterance: Utterance, digest: str) -> Attachment:
         """Return the utterance's alignment.
@@ -79,17 +89,12 @@ class Phones(Stream):
             StreamError: it has none, or one of other audio or text.
         """
         source, _ = self._parts()
-        if utterance.id not in source:
-            reason = source.failures.get(utterance.id)
-            raise StreamError(f"it has no alignment{'' if reason is None else f': {reason}'}")
+        if utterance.id in self._failed or utterance.id not in source:
+            raise StreamError(f"it has no alignment: {self._failed.get(utterance.id, 'it was never aligned')}")
         if source.locate(utterance.id).entry.input.partition("+")[0] != digest:
             raise StreamError("its alignment is of other audio or text than it has now. Run 'featcache align' again.")
         alignment = intervals.read(source, utterance.id)
-        times, arrays = intervals.to_arrays(alignment)
-        state = blake2b(times.tobytes(), digest_size=16)
-        for name in ("tier", "label"):
-            state.update(arrays[name].tobytes())
-        return Attachment(alignment, state.hexdigest())
+        return Attachment(alignment, intervals.content_digest(alignment))
 
     def spec(self, dtype: str = "float16", compute_dtype: str = "float32") -> StreamSpec:
         """Return what decides the ids: the alignment and the inventory. Ids are int16, whatever `dtype` asks."""
@@ -187,7 +192,8 @@ def find_alignment(cache: Cache, wanted: str) -> CachedStream:
     if not fitting:
         raise CacheError(
             f"The cache {str(cache.path)!r} holds no alignment {wanted!r}; it holds: {listed}. Make one with: "
-            f"featcache align MANIFEST --cache {cache.path} --aligner pocketsphinx"
+            f"featcache align MANIFEST --cache {cache.path} --aligner "
+            f"{wanted if wanted in registry.names('featcache.aligners') else 'pocketsphinx'}"
         )
     raise CacheError(
         f"{wanted!r} could be any of several alignments in {str(cache.path)!r}: {listed}. Name one in full, or by its "

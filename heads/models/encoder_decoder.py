@@ -28,7 +28,7 @@ from featcache.errors import ConfigError, ProtocolError, StreamError
 from featcache.manifest import Utterance
 from featcache.speakers import speaker_means
 from featcache.view import View
-from heads.head import GradientHead, Inputs, Task
+from heads.head import GradientHead, Inputs, Task, features_of
 from heads.layers import LayerMix
 from heads.models._encoder_decoder import Decoder, Encoder, PhoneEncoder, PostNet, SpeechModel
 
@@ -101,7 +101,7 @@ class EncoderDecoder(GradientHead["WindowInputs"]):
 
     def source(self, task: Task) -> CachedStream:
         """Return the stream that is encoded."""
-        return self.roles(task)["source"]
+        return features_of(self.kind(), self.roles(task)["source"])
 
     def roles(self, task: Task) -> dict[str, CachedStream]:
         """Return the task's streams by what the model does with them: source, log_mel, speaker, phones.
