@@ -7,7 +7,8 @@ end each fold takes the candidate that was best on its validation part, and scor
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -21,7 +22,7 @@ from featcache.errors import ProtocolError
 from heads.folds import Fold
 from heads.head import Candidate, FitSettings, GradientHead, Inputs, OnProgress, Outcome, Task
 from heads.layers import LayerMix
-from heads.members import Alone, Members
+from heads.members import Alone, Members, State
 from heads.metrics import ua, wa
 
 
@@ -96,7 +97,8 @@ def fit(
     results: list[_Result] = []
     for number, group in enumerate(groups):
         before = number * settings.steps
-        results += _Job(head, task, settings, inputs, group).run(partial(_report, on_progress, before, total))
+        job = _Job(head, task, settings, inputs, group, f"job-{number}")
+        results += job.run(partial(_report, on_progress, before, total))
     return [_outcome(fold, [result for result in results if result.member.fold is fold], names) for fold in task.folds]
 
 
@@ -115,8 +117,15 @@ class _Job:
     """Members that train side by side."""
 
     def __init__(
-        self, head: GradientHead, task: Task, settings: FitSettings, inputs: Inputs, members: Sequence[Member]
+        self,
+        head: GradientHead,
+        task: Task,
+        settings: FitSettings,
+        inputs: Inputs,
+        members: Sequence[Member],
+        name: str,
     ) -> None:
+        self._name = name
         shapes = head.shapes(task)
         self._task, self._settings, self._inputs, self._list = task, settings, inputs, list(members)
         modules = []
@@ -144,13 +153,17 @@ class _Job:
         """Train, and score validation and test with each member's best weights."""
         settings = self._settings
         best = self._members.copy()
-        orders = [_order(member, settings) for member in self._list]
+        orders = [_Order(member, settings) for member in self._list]
         losses = torch.zeros(len(self._list), device=self._labels.device)
-        since = waited = 0
-        with torch.random.fork_rng(devices=[]):
+        since = 0
+        device = torch.device(self._task.device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(settings.seed)  # of dropout
-            for step in range(1, settings.steps + 1):
-                losses += self._step(torch.stack([next(order) for order in orders]))
+            done, waited, finished = self._resume(best, orders)
+            saved_s = time.monotonic()
+            on_progress(done)
+            for step in range(done + 1, 1 if finished else settings.steps + 1):
+                losses += self._step(torch.stack([order.next() for order in orders]))
                 since += 1
                 if step % settings.eval_every == 0 or step == settings.steps:
                     better = self._evaluate(step, losses / since)
@@ -160,9 +173,54 @@ class _Job:
                     if settings.patience is not None and waited >= settings.patience:
                         on_progress(settings.steps)
                         break
+                    unfinished = self._task.unfinished
+                    if unfinished is not None and time.monotonic() - saved_s >= unfinished.every_s:
+                        unfinished.save(self._name, self._state(best, orders), self._facts(step, waited, False))
+                        saved_s = time.monotonic()
                 on_progress(step)
+        if self._task.unfinished is not None and not finished:
+            state = {f"best/{name}": value for name, value in best.items()}
+            self._task.unfinished.save(self._name, state, self._facts(settings.steps, waited, True))
         self._members.load(best)
         return [self._result(number) for number in range(len(self._list))]
+
+    def _state(self, best: State, orders: Sequence["_Order"]) -> State:
+        """Return all that the steps to come depend on."""
+        state = {f"model/{name}": value for name, value in self._members.copy().items()}
+        state |= {f"best/{name}": value for name, value in best.items()}
+        state |= {f"optimiser/{name}": value for name, value in self._optimiser.state().items()}
+        for number, order in enumerate(orders):
+            state |= {f"order/{number}/left": order.left, f"order/{number}/random": order.generator.get_state()}
+        state |= {"windows": self._windows.get_state(), "dropout": torch.get_rng_state()}
+        if torch.device(self._task.device).type == "cuda":
+            state["dropout_cuda"] = torch.cuda.get_rng_state(self._task.device)
+        return state
+
+    def _facts(self, step: int, waited: int, finished: bool) -> dict[str, Any]:
+        members = [{"best": one.best, "best_step": one.best_step, "curve": one.curve} for one in self._list]
+        return {"step": step, "waited": waited, "finished": finished, "members": members}
+
+    def _resume(self, best: State, orders: Sequence["_Order"]) -> tuple[int, int, bool]:
+        """Take up what was kept; return steps done, evaluations without a better one, and whether that is all."""
+        kept = None if self._task.unfinished is None else self._task.unfinished.load(self._name)
+        if kept is None:
+            return 0, 0, False
+        state, facts = kept
+        for member, known in zip(self._list, facts["members"], strict=True):
+            member.best, member.best_step, member.curve = known["best"], known["best_step"], known["curve"]
+        for name, value in best.items():
+            value.copy_(state[f"best/{name}"])
+        if not facts["finished"]:
+            self._members.load(_below("model", state))
+            self._optimiser.load(_below("optimiser", state))
+            for number, order in enumerate(orders):
+                order.left = state[f"order/{number}/left"]
+                order.generator.set_state(state[f"order/{number}/random"])
+            self._windows.set_state(state["windows"])
+            torch.set_rng_state(state["dropout"])
+            if "dropout_cuda" in state:
+                torch.cuda.set_rng_state(state["dropout_cuda"], self._task.device)
+        return facts["step"], facts["waited"], facts["finished"]
 
     def _step(self, indices: torch.Tensor) -> torch.Tensor:
         """Take one optimiser step on ``(members, batch)`` utterances; return each member's loss, ``(members,)``."""
@@ -243,15 +301,31 @@ class _Job:
         return weights.to(self._labels.device)
 
 
-def _order(member: Member, settings: FitSettings) -> Iterator[torch.Tensor]:
-    """Yield batches, ``(batch,)`` positions, from one shuffled pass over the training part after another."""
-    generator = _generator(settings, member.fold.name)
-    left = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(left) < settings.batch_size:
-            left = torch.cat([left, member.train[torch.randperm(len(member.train), generator=generator)]])
-        yield left[: settings.batch_size]
-        left = left[settings.batch_size :]
+def _below(name: str, state: State) -> State:
+    """Return what a state has under a name."""
+    return {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+
+
+class _Order:
+    """Batches of one member: one shuffled pass over its training part after another.
+
+    Attributes:
+        left: ``(utterances,)`` what is left of passes that were begun.
+        generator: shuffles.
+    """
+
+    def __init__(self, member: Member, settings: FitSettings) -> None:
+        self._train, self._size = member.train, settings.batch_size
+        self.left = torch.empty(0, dtype=torch.int64)
+        self.generator = _generator(settings, member.fold.name)
+
+    def next(self) -> torch.Tensor:
+        """Return the next batch, ``(batch,)`` positions."""
+        while len(self.left) < self._size:
+            shuffled = self._train[torch.randperm(len(self._train), generator=self.generator)]
+            self.left = torch.cat([self.left, shuffled])
+        batch, self.left = self.left[: self._size], self.left[self._size :]
+        return batch
 
 
 def _generator(settings: FitSettings, name: str) -> torch.Generator:

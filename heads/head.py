@@ -21,6 +21,7 @@ from featcache.stream import EXACT_DTYPES
 from featcache.view import View
 from heads.folds import Fold
 from heads.layers import Standardise
+from heads.unfinished import Unfinished
 
 OnProgress = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
@@ -83,6 +84,7 @@ class Task:
         folds: the folds.
         device: where training runs.
         speakers: speaker of each utterance; empty where nobody asked.
+        unfinished: where training that is not finished is kept; None keeps nothing.
     """
 
     streams: Mapping[str, CachedStream]
@@ -92,6 +94,7 @@ class Task:
     folds: Sequence[Fold]
     device: str = "cpu"
     speakers: Sequence[str | None] = ()
+    unfinished: Unfinished | None = None
     _positions: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

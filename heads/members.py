@@ -143,6 +143,21 @@ class AloneAdamW:
         self._clip = gradient_clip
         self._optimiser = torch.optim.AdamW(self._parameters, learning_rate, weight_decay=weight_decay, fused=True)
 
+    def state(self) -> State:
+        """Return all that later steps depend on."""
+        return {
+            f"{number}/{name}": value
+            for number, parameter in enumerate(self._parameters)
+            for name, value in self._optimiser.state[parameter].items()
+        }
+
+    def load(self, state: State) -> None:
+        """Become what :meth:`state` returned."""
+        for number, parameter in enumerate(self._parameters):
+            own = {name: state[f"{number}/{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+            device = parameter.device
+            self._optimiser.state[parameter] = {name: value.to(device) for name, value in own.items()}
+
     def step(self) -> None:
         """Update every parameter by its gradient, and clear the gradients."""
         if self._clip is not None:
@@ -179,6 +194,19 @@ class MemberAdamW:
         self._step = 0
         self._first = [torch.zeros_like(_rows(parameter)) for parameter in self._parameters]
         self._second = [torch.zeros_like(_rows(parameter)) for parameter in self._parameters]
+
+    def state(self) -> State:
+        """Return all that later steps depend on."""
+        moments = {"first": self._first, "second": self._second}
+        named = {f"{number}/{name}": value for name, all_ in moments.items() for number, value in enumerate(all_)}
+        return named | {"step": torch.tensor(self._step)}
+
+    def load(self, state: State) -> None:
+        """Become what :meth:`state` returned."""
+        self._step = int(state["step"])
+        for name, moments in {"first": self._first, "second": self._second}.items():
+            for number, value in enumerate(moments):
+                value.copy_(state[f"{number}/{name}"])
 
     @torch.no_grad()
     def step(self) -> None:

@@ -178,7 +178,7 @@ def verify(
 
 
 @app.command("train-heads")
-@interruptible("The run in hand is not finished; run the same command to train it.")
+@interruptible("The run in hand is not finished; run the same command to go on with it.")
 def train_heads(
     manifest: ManifestArg,
     cache: CacheOpt = Path("cache"),

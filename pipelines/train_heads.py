@@ -8,6 +8,8 @@ The folder holds, beside ``scores.csv``, ``validation_scores.csv``, ``metrics.js
 * ``layer_weights.csv``: what each layer contributes, where the head mixes layers;
 * ``weights.safetensors``: the learned arrays, named ``FOLD/NAME``;
 * ``log.txt``: what was run on, and what the protocol checks found.
+
+While it trains, ``.unfinished`` keeps what a run that was killed goes on from; the same command takes it up.
 """
 
 import csv
@@ -15,6 +17,7 @@ import io
 import json
 import math
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +40,7 @@ from heads.folds import Fold, FoldSet, make_folds
 from heads.head import Head, OnProgress, Outcome, Task
 from heads.runs import Run, write_run
 from heads.scores import Scores
+from heads.unfinished import Unfinished
 from pipelines.config import TrainConfig
 
 TRAINING_FILES = (
@@ -47,7 +51,11 @@ TRAINING_FILES = (
 FUSION_FILES = ("fusion_weights.csv", "fusion_curve.csv", "fusion_coefficients.csv")
 """What a fusion leaves there instead."""
 
-_FILES = {"scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES}
+_UNFINISHED = ".unfinished"
+
+_FILES = {
+    "scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES, _UNFINISHED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,10 @@ def run(
     existing = _existing(out, digest, overwrite)
     if existing is not None:
         return Trained(existing, folds, dropped, skipped=True)
-    task = make_task(kept, folds, streams, resolve_device(config.device))
+    unfinished = Unfinished(out / _UNFINISHED / digest)
+    if unfinished.folder.exists():
+        on_message("An earlier run of the same was not finished: going on where it stopped.")
+    task = replace(make_task(kept, folds, streams, resolve_device(config.device)), unfinished=unfinished)
     started = time.perf_counter()
     outcomes = head.train(task, config.fit, on_progress)
     seconds = time.perf_counter() - started
@@ -138,7 +149,9 @@ def run(
         "seconds": round(seconds, 3),
         "versions": _versions(),
     }
-    return Trained(_write(out, task, outcomes, record), folds, dropped)
+    trained = Trained(_write(out, task, outcomes, record), folds, dropped)
+    shutil.rmtree(out / _UNFINISHED, ignore_errors=True)
+    return trained
 
 
 def load_head(config: TrainConfig) -> Head:

@@ -351,7 +351,7 @@ def test_an_out_below_a_file_is_answered_in_a_sentence(
     ("command", "message"),
     [
         ("extract", "Interrupted. What was whole is committed; run the same command to go on."),
-        ("train-heads", "Interrupted. The run in hand is not finished; run the same command to train it."),
+        ("train-heads", "Interrupted. The run in hand is not finished; run the same command to go on with it."),
     ],
 )
 def test_an_interrupted_command_says_what_it_left(

@@ -1,0 +1,57 @@
+"""Training that was not finished: what a job needs to go on as if it had never stopped.
+
+A job writes its state after an evaluation, at most once in :attr:`Unfinished.every_s` seconds, under a temporary name
+and renamed into place. A run that is started again takes it up, and ends with the same numbers as an unbroken one: the
+state has weights, the best weights so far, the optimiser's moments, and every generator of random numbers.
+"""
+
+import json
+import logging
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from featcache.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a run keeps what is not finished.
+
+    Attributes:
+        folder: a folder of that run alone: its name must follow from all that decides the run's numbers.
+        every_s: least time between two states of a job, in seconds; a state of a large model takes gigabytes.
+    """
+
+    folder: Path
+    every_s: float = 60.0
+
+    def save(self, job: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the state of a job, in place of the one before."""
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        write_atomically(self.folder / f"{job}.safetensors", save(plain, {"facts": json.dumps(facts)}))
+
+    def load(self, job: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return the state of a job; None where there is none, or where it is damaged."""
+        path = self.folder / f"{job}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, struct.error) as error:
+            logger.warning("%s is damaged (%s): that part of the run begins anew.", path, error)
+            return None
+
+    def clear(self) -> None:
+        """Remove everything that was kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
