@@ -8,6 +8,8 @@ Conventions
   identical. Pairs of different phones and phones without a partner have none, and `share_matched` says how many of
   A's phones that leaves; a low share makes the errors of the rest look better than the alignment is. Words are
   compared likewise, by their spelling without case and punctuation.
+- Of phones in symbols of their own (``other``) no class is known but ``other``; they are identical where they are
+  written alike.
 - Medians, percentiles and shares are over all boundaries of the corpus: long utterances count more.
 - A frame is alike where both have the same base phone, or both are silent, by :mod:`featcache.frames`' rule. Among
   `speech` are the frames in which at least one of the two is not silent. A class has A's frames of that class.
@@ -17,6 +19,7 @@ Conventions
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,6 +86,7 @@ class Comparison:
     """Two alignments of one utterance, compared.
 
     Attributes:
+        symbols: what A's and B's phones are written in.
         phones_a: base phones of A.
         phones_b: base phones of B.
         phone_errors_ms: number of the phone in A to its error, for identical pairs.
@@ -93,6 +97,7 @@ class Comparison:
         frames_b: ``(frames,)`` labels of B.
     """
 
+    symbols: tuple[SymbolSet, SymbolSet]
     phones_a: tuple[str, ...]
     phones_b: tuple[str, ...]
     phone_errors_ms: Mapping[int, float]
@@ -173,10 +178,12 @@ def compare(
         end_s = max((phone.end_s for side in (a, b) for phone in side.phones), default=0.0)
     num_frames = int(np.ceil(round(end_s / frame_shift_s, 6)))
     words_a, words_b = _words(a.words), _words(b.words)
+    common: SymbolSet = "other" if "other" in symbols else "english"
     return Comparison(
+        symbols=symbols,
         phones_a=tuple(label for _, label in sounds_a),
         phones_b=tuple(label for _, label in sounds_b),
-        phone_errors_ms=_errors_ms(sounds_a, sounds_b, PHONE_REACH_S, phone_class),
+        phone_errors_ms=_errors_ms(sounds_a, sounds_b, PHONE_REACH_S, partial(phone_class, symbol_set=common)),
         num_words_a=len(words_a),
         num_words_b=len(words_b),
         word_errors_ms=tuple(_errors_ms(words_a, words_b, WORD_REACH_S, lambda _: "word").values()),
@@ -192,11 +199,11 @@ def summarise(comparisons: Iterable[Comparison], only_a: Iterable[str] = (), onl
     labels_a = np.concatenate([empty, *(one.frames_a for one in comparisons)])
     labels_b = np.concatenate([empty, *(one.frames_b for one in comparisons)])
     alike = labels_a == labels_b
-    kinds = np.array([phone_class(label) for label in labels_a], object)
-    phones_a = [phone_class(phone) for one in comparisons for phone in one.phones_a]
-    phones_b = [phone_class(phone) for one in comparisons for phone in one.phones_b]
+    kinds = np.array([phone_class(label, one.symbols[0]) for one in comparisons for label in one.frames_a], object)
+    phones_a = [phone_class(phone, one.symbols[0]) for one in comparisons for phone in one.phones_a]
+    phones_b = [phone_class(phone, one.symbols[1]) for one in comparisons for phone in one.phones_b]
     errors = [
-        (phone_class(one.phones_a[number]), error)
+        (phone_class(one.phones_a[number], one.symbols[0]), error)
         for one in comparisons
         for number, error in one.phone_errors_ms.items()
     ]

@@ -26,7 +26,8 @@ class Identity:
 
     Attributes:
         libraries: versions of programs and libraries that the numbers depend on.
-        checkpoint: name and digest of acoustic model and dictionary; None where there are none.
+        checkpoint: digest of acoustic model and dictionary; None where there are none. No names of files: the same
+            content is the same model.
         left_out: settings that do not decide a number, such as where a program or a folder lies.
         further: more that decides it, as plain JSON values, such as the names of quality columns found.
     """

@@ -12,6 +12,8 @@ Times count from the utterance's start in a file named after the id, and from th
 after the recording. The difference matters only to an utterance that is a span of a longer recording: intervals of the
 recording are cut to the span (what crosses its border is clipped there) and shifted. Where both names are the same, the
 setting ``times_from`` has to say it.
+
+What ends past its audio by no more than ``tolerance_s`` is cut to the audio's end. Every error names the file.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from featcache.aligner import Aligner, Identity, Session
-from featcache.alignment import Alignment, Interval
+from featcache.alignment import Alignment, Interval, checked
 from featcache.errors import ConfigError, StreamError
 from featcache.file_index import Assigned, FileIndex, Match, Named
 from featcache.files import canonical_json
@@ -132,15 +134,23 @@ class FileAligner(Aligner):
         times_from: what times count from, where the utterance is a span of a longer recording: ``"utterance"``,
             ``"recording"``, or ``"name"``: the recording where the file is named after it, else the utterance.
         endings: how names of files end after the id; letter case does not matter.
+        tolerance_s: how far an interval may end past its audio, in seconds; what does is cut to the audio's end.
     """
 
     needs_text: ClassVar[bool] = False
+    # YAML and --set read a folder called 2024 as a number.
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"coerce_numbers_to_str": True}
 
     folder: str | None = None
     column: str | None = None
     times_from: Literal["name", "utterance", "recording"] = "name"
     endings: tuple[str, ...] = ()
+    tolerance_s: float = 0.05
     _files: ClassVar[Assigned | Named | None] = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance_s < math.inf:
+            raise ConfigError(f"tolerance_s must be a number of seconds, 0 or more, got {self.tolerance_s}.")
 
     def bind(self, manifest: Manifest) -> Self:
         """Return this importer, knowing the file of each utterance.
@@ -164,7 +174,7 @@ class FileAligner(Aligner):
                     f"aligner {self.name()}: {str(folder)!r} holds no file that ends in {' or '.join(self.endings)}. "
                     "Correct the setting 'folder' or 'endings'."
                 )
-            object.__setattr__(bound, "_files", Assigned(index, manifest))
+            object.__setattr__(bound, "_files", Assigned(index, manifest, self.times_from))
             bound._searched(index)
         else:
             raise ConfigError(
@@ -219,7 +229,7 @@ class FileAligner(Aligner):
 
     def session(self, workers: int, logs: Path) -> "FileSession":
         """Start reading."""
-        return FileSession(self.parse)
+        return FileSession(self.parse, self.tolerance_s)
 
     def seconds_per_second(self) -> float | None:
         """Return the cost: as good as none."""
@@ -231,10 +241,12 @@ class FileSession(Session):
 
     Args:
         parse: :meth:`FileAligner.parse`.
+        tolerance_s: how far an interval may end past its audio.
     """
 
-    def __init__(self, parse: Callable[[AlignmentFile, Speech], Alignment]) -> None:
+    def __init__(self, parse: Callable[[AlignmentFile, Speech], Alignment], tolerance_s: float) -> None:
         self._parse = parse
+        self._tolerance_s = tolerance_s
 
     def align(self, batch: Sequence[Speech]) -> list[Alignment | StreamError]:
         """Read the file of each utterance; whatever is wrong with one is its own error."""
@@ -244,13 +256,27 @@ class FileSession(Session):
         file: AlignmentFile = speech.attachment
         try:
             alignment = self._parse(file, speech)
+            if file.offset_s is not None:
+                alignment = cut(alignment, file.offset_s, speech.duration_s)
+            return self._fitted(alignment, file, speech.duration_s)
         except StreamError as error:
             return error
         except _UNREADABLE as error:
             return StreamError(
                 f"{file.path} is not in the form expected ({type(error).__name__}: {str(error)[:200]}). Make it again."
             )
-        return alignment if file.offset_s is None else cut(alignment, file.offset_s, speech.duration_s)
+
+    def _fitted(self, alignment: Alignment, file: AlignmentFile, duration_s: float) -> Alignment:
+        """Return an alignment cut to its audio, so that no further check finds fault with it."""
+        remedy = ""
+        try:
+            checked(alignment, math.inf)  # everything but the end
+            remedy = f" If it is of this one, raise tolerance_s, which is {self._tolerance_s:g}."
+            fitted = checked(alignment, duration_s, self._tolerance_s)
+            remedy = ""
+            return checked(fitted, duration_s)  # cutting may have left no phone
+        except StreamError as error:
+            raise StreamError(f"{file.path}: {error}{remedy}") from None
 
 
 def cut(alignment: Alignment, start_s: float, duration_s: float) -> Alignment:

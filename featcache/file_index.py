@@ -8,7 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from featcache.errors import ConfigError, StreamError
 from featcache.manifest import Manifest, Utterance
@@ -115,15 +115,24 @@ class Assigned:
     """The file of each utterance of a manifest, from an index; none of them goes to two utterances.
 
     Where two utterances find the same file (``spk1/01`` has none, so that ``spk2/01.TextGrid`` is the only ``01``), it
-    belongs to the one that it fits better. Only the spans of one recording share the recording's file.
+    belongs to the one that it fits better. Only the spans of one recording share the recording's file. A file named
+    after the recording and after an id as well is the recording's where `times_from` says so, or where that utterance
+    is the whole recording.
 
     Args:
         index: files that were found.
         manifest: the utterances.
+        times_from: what the files' times count from, as :class:`featcache.alignment_files.FileAligner` has it.
     """
 
-    def __init__(self, index: FileIndex, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        index: FileIndex,
+        manifest: Manifest,
+        times_from: Literal["name", "utterance", "recording"] = "name",
+    ) -> None:
         self._index = index
+        self._times_from = times_from
         self._outcomes: dict[str, Match | StreamError] = {}
         claims: dict[str, list[tuple[Utterance, Match]]] = defaultdict(list)
         for utterance in manifest:
@@ -138,19 +147,30 @@ class Assigned:
             self._decide(rivals)
 
     def _decide(self, rivals: list[tuple[Utterance, Match]]) -> None:
-        # A file named after the recording serves all its spans; one named after an id, that utterance.
-        owners = [utterance.id if match.by_id else utterance.audio for utterance, match in rivals]
+        owners = [self._owner(*rival) for rival in rivals]
         best = max(match.closeness for _, match in rivals)
         winners = {owner for owner, (_, match) in zip(owners, rivals, strict=True) if match.closeness == best}
         for owner, (utterance, match) in zip(owners, rivals, strict=True):
             if winners == {owner}:
                 continue
-            other = next(rival.id for (rival, _), its in zip(rivals, owners, strict=True) if its != owner)
+            # Of those that it fits as well, one that gets it, if any does.
+            others = [rival for rival, its in zip(rivals, owners, strict=True) if its != owner]
+            other, its = max(others, key=lambda rival: rival[1].closeness)
+            remedy = "Name files after ids, or put them into folders named after speakers."
+            if match.by_recording and its.by_id and its.by_recording and other.audio == utterance.audio:
+                remedy = "If its times count from the recording's start, set times_from=recording."
             self._outcomes[utterance.id] = StreamError(
-                f"the only file that fits, {str(match.path)!r}, fits {other[:80]!r} as well"
-                f"{'' if owner in winners else ' and better'}. Name files after ids, or put them into folders named "
-                "after speakers."
+                f"the only file that fits, {str(match.path)!r}, fits {other.id[:80]!r} as well"
+                f"{'' if owner in winners else ' and better'}. {remedy}"
             )
+
+    def _owner(self, utterance: Utterance, match: Match) -> tuple[str, str | None]:
+        """Return whose file it is: a file named after the recording serves all its spans, one named after an id one."""
+        is_whole = utterance.start_s is None and utterance.end_s is None
+        shared = self._times_from == "recording" or (self._times_from == "name" and is_whole)
+        if match.by_recording and (shared or not match.by_id):
+            return "recording", utterance.audio
+        return "id", utterance.id
 
     def match(self, utterance: Utterance) -> Match:
         """Return the file of an utterance.

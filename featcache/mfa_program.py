@@ -17,7 +17,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from queue import Empty, Queue
 from typing import IO, Literal
 
 from featcache.errors import ConfigError
+from featcache.mfa_folder import run_folder
 
 ROOT_VARIABLE = "MFA_ROOT_DIR"
 INSTALL = (
@@ -108,10 +108,10 @@ def version(path: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _version(path: Path, _: int) -> str:
-    with tempfile.TemporaryDirectory(prefix="featcache-mfa-") as root:  # it writes a configuration even for this
+    with run_folder() as root:  # it writes a configuration even for this
         try:
             told = subprocess.run(
-                [path, "version"], env=environment(path, Path(root)), stdin=subprocess.DEVNULL, capture_output=True,
+                [path, "version"], env=environment(path, root), stdin=subprocess.DEVNULL, capture_output=True,
                 timeout=_VERSION_TIMEOUT_S, encoding="utf-8", errors="replace", check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -156,7 +156,7 @@ def find_model(kind: ModelKind, given: str) -> Path:
     path = Path(given).expanduser()
     if path.suffix in (".yaml", ".yml"):
         raise ConfigError(f"{given!r}: MFA's YAML files of several models a corpus are not supported. Give one {kind}.")
-    if path.suffix in extensions or path.name != given:
+    if not is_name(kind, given):
         if not path.is_file() or path.suffix not in extensions:
             raise ConfigError(
                 f"There is no file {given!r} for MFA's {kind} model. Expected a name, or the path of a file that ends "
@@ -173,6 +173,12 @@ def find_model(kind: ModelKind, given: str) -> Path:
     )
 
 
+def is_name(kind: ModelKind, given: str) -> bool:
+    """Return whether a model is given by its name, as ``mfa model download`` takes it, and not by a path."""
+    path = Path(given)
+    return path.suffix not in _EXTENSIONS[kind] and path.name == given
+
+
 def installed_models(kind: ModelKind) -> dict[str, Path]:
     """Return name to file of the models that ``mfa model download`` has fetched for this user."""
     # Of one name with several endings, the first ending counts.
@@ -185,7 +191,12 @@ def _models(kind: ModelKind) -> Path:
 
 
 def run(
-    command: Sequence[str | Path], env: Mapping[str, str], output: Path, on_line: Callable[[str], None], own_log: Path
+    command: Sequence[str | Path],
+    env: Mapping[str, str],
+    output: Path,
+    on_line: Callable[[str], None],
+    own_log: Path,
+    on_group: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Run the program and hand on what it shows, line by line, as it appears.
 
@@ -196,6 +207,7 @@ def run(
         on_line: called with each line without its colours and bars, and, while nothing appears, every second with the
             last one and the time since then, so that it can raise to stop the program.
         own_log: a file that the program writes and, with ``--final_clean``, removes; it is kept beside `output`.
+        on_group: called with the number of the program's process group when it runs, and with 0 when it has ended.
 
     Returns:
         The exit code; negative is the signal that ended it. Whatever is raised here, by a Ctrl-C or by `on_line`, ends
@@ -210,6 +222,7 @@ def run(
     kept: IO[bytes] | None = None
     whole = False
     try:
+        on_group(process.pid)
         reader.start()
         with output.open("w", encoding="utf-8") as log:
             log.write(" ".join(str(part) for part in command) + "\n")
@@ -237,7 +250,9 @@ def run(
     finally:
         if not whole or process.poll() is None:
             _kill_group(process)
-        reader.join(_STRAGGLE_S)
+        on_group(0)
+        if reader.ident is not None:
+            reader.join(_STRAGGLE_S)
         if kept is not None:
             with kept:
                 (output.parent / own_log.name).write_bytes(kept.read())

@@ -10,7 +10,7 @@ as much again as the two passes. A free phone loop as a reference added nothing:
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from featcache.sphinx_dictionary import VARIANT
 from featcache.transcript import Token, tokens
 
 SAMPLE_RATE_HZ = 16000
-QUALITY_NAMES = ("phone_fit_nats", "silence_fit_nats", "rushed_share")
+QUALITY_NAMES = ("phone_fit_nats", "silence_fit_nats", "rushed_share", "unknown_share")
 
 _FRAME_S = 0.01
 _SHORTEST = 3  # frames of a phone: its model has three states
@@ -111,7 +111,7 @@ class Recogniser:
                 break
         else:
             if not rest:
-                return self._judged(collected, [token.spelling for token in found if token.spelling in self._guesses])
+                return self._judged(collected, [token.spelling for token in found if token.kind == "word"])
         raise StreamError("pocketsphinx lost words of its text on the way. Check its text and its audio.")
 
     def _names(self, found: Sequence[Token]) -> list[str]:
@@ -181,16 +181,18 @@ class Recogniser:
         finally:
             self._decoder.end_utt()
 
-    def _judged(self, collected: "_Collected", unknown: Sequence[str]) -> Alignment:
-        quality = collected.quality()
+    def _judged(self, collected: "_Collected", spoken: Sequence[str]) -> Alignment:
+        unknown = [word for word in spoken if word in self._guesses]
+        unknown_share = len(unknown) / len(spoken) if spoken else math.nan
+        quality = dict(zip(QUALITY_NAMES, (*collected.quality(), unknown_share), strict=True))
         for name, threshold, told in (
             ("phone_fit_nats", self._settings.worst_phone_fit_nats, "its text does not fit its audio"),
             ("silence_fit_nats", self._settings.worst_silence_fit_nats, "its audio has speech that its text lacks"),
         ):
             if quality[name] < threshold:
                 raise StreamError(
-                    f"{told}: {name} is {quality[name]:.1f}, and the least allowed is {threshold:.1f} (0 is best). "
-                    f"Check its text; if it is right, set worst_{name} lower."
+                    f"{told}: {name} is {quality[name]:.2f}, and the least allowed is {threshold:g} (0 is best); "
+                    f"{_told(quality, name)}. Check its text; if it is right, set worst_{name} lower."
                 )
         return Alignment(tuple(collected.words), tuple(collected.phones), quality, tuple(dict.fromkeys(unknown)))
 
@@ -219,18 +221,26 @@ class _Collected:
         end_s = round((phone.start + phone.num_frames) * _FRAME_S, 2)
         return Interval(round(phone.start * _FRAME_S, 2), min(end_s, self.duration_s), label)
 
-    def quality(self) -> dict[str, float]:
-        """Return the numbers of :data:`QUALITY_NAMES`; NaN where there is too little to tell."""
-        num_silent = sum(phone.num_frames for phone in self.silence)
-        fits = [phone.score / phone.num_frames * _NATS for phone in self.speech]
+    def quality(self) -> tuple[float, float, float]:
+        """Return the first three numbers of :data:`QUALITY_NAMES`; NaN where there is too little to tell."""
         rushed = [phone.num_frames <= _SHORTEST for phone in self.speech]
-        enough = num_silent * _FRAME_S >= _LEAST_SILENCE_S
-        values = (
-            float(np.mean(fits)) if fits else math.nan,
-            sum(phone.score for phone in self.silence) / num_silent * _NATS if enough else math.nan,
+        return (
+            _fit(self.speech, _FRAME_S),
+            _fit(self.silence, _LEAST_SILENCE_S),
             float(np.mean(rushed)) if len(rushed) >= _FEWEST_PHONES else math.nan,
         )
-        return dict(zip(QUALITY_NAMES, values, strict=True))
+
+
+def _fit(phones: Sequence[_Phone], least_s: float) -> float:
+    """Return the mean over frames, not over phones: right texts lie further apart from others by it."""
+    num_frames = sum(phone.num_frames for phone in phones)
+    if not phones or num_frames * _FRAME_S < least_s:
+        return math.nan
+    return sum(phone.score for phone in phones) / num_frames * _NATS
+
+
+def _told(quality: Mapping[str, float], but: str) -> str:
+    return ", ".join(f"{name} is {quality[name]:.2f}" for name in quality if name != but)
 
 
 def _decoder(settings: Settings) -> Any:
@@ -262,11 +272,20 @@ def _decoder(settings: Settings) -> Any:
     return decoder
 
 
-def outcome(recogniser: Recogniser, samples: np.ndarray, text: str) -> Alignment | StreamError:
-    """Return the alignment, or the error that it failed with."""
-    try:
-        return recogniser.align(samples, text)
-    except StreamError as error:
-        return error
-    except FeatcacheError as error:
-        return StreamError(str(error))
+def start(settings: Settings) -> Callable[[tuple[np.ndarray, str]], Alignment | StreamError]:
+    """Return what aligns samples and a text, or returns the error that it failed with.
+
+    Raises:
+        ConfigError: as :class:`Recogniser`.
+    """
+    recogniser = Recogniser(settings)
+
+    def align(request: tuple[np.ndarray, str]) -> Alignment | StreamError:
+        try:
+            return recogniser.align(*request)
+        except StreamError as error:
+            return error
+        except FeatcacheError as error:
+            return StreamError(str(error))
+
+    return align

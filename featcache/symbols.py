@@ -155,13 +155,17 @@ def _describes(mark: str) -> bool:
     return unicodedata.category(mark) in ("Mn", "Lm", "Sk")
 
 
-def phone_class(phone: str) -> str:
+def phone_class(phone: str, symbol_set: SymbolSet = "english") -> str:
     """Return what kind of sound a base phone is.
+
+    Args:
+        phone: as :func:`base_phone` gives it.
+        symbol_set: what it was written in; of ``other`` symbols nothing is known, however much one looks like ARPAbet.
 
     Returns:
         A class of :data:`CLASSES`, or ``silence``, ``unknown``, ``event``, or ``other`` for other languages' phones.
     """
-    if phone in CLASSES:
+    if symbol_set != "other" and phone in CLASSES:
         return CLASSES[phone]
     if phone == SILENCE:
         return "silence"

@@ -44,32 +44,51 @@ class TextGrid(NamedTuple):
 def read_textgrid(
     path: Path, words_tier: str | None = "words", phones_tier: str = "phones", silence: Set[str] = SILENCE
 ) -> TextGrid:
-    """Read the words and phones of a TextGrid.
+    """Read the words and phones of a TextGrid from its file; see :func:`parse_textgrid`.
+
+    Raises:
+        StreamError: the file cannot be read, or is not as :func:`parse_textgrid` wants it.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StreamError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return parse_textgrid(content, path, words_tier, phones_tier, silence)
+
+
+def parse_textgrid(
+    content: bytes,
+    path: Path,
+    words_tier: str | None = "words",
+    phones_tier: str = "phones",
+    silence: Set[str] = SILENCE,
+) -> TextGrid:
+    """Return the words and phones of a TextGrid.
 
     Labels lose the space around them. Times are taken as they are: whether they run forward and fit the audio is
     checked by :func:`featcache.alignment.checked`.
 
     Args:
-        path: a text file in Praat's long or short form.
+        content: text in Praat's long or short form, in any of its encodings.
+        path: where it was read, for messages.
         words_tier: name of the tier of words; None reads no words. A tier of this name wins; otherwise letter case does
             not matter, and ``Ses01_F - words``, as MFA writes where it knows the speaker, is found too.
         phones_tier: name of the tier of phones, found likewise.
         silence: labels that are silence, in lower case; they become gaps.
 
     Raises:
-        StreamError: the file cannot be read, is no TextGrid or was cut off, lacks a tier (the message lists those that
+        StreamError: it is no TextGrid or was cut off, lacks a tier (the message lists those that
             it has), has several that fit, or one of points instead of intervals.
     """
-    path = Path(path)
-    grid = _parsed(path)
+    grid = _parsed(path, _decoded(content))
     max_time_s = _seconds(path, grid["xmax"])
     tiers = grid["tiers"]
     words = () if words_tier is None else tuple(_intervals(path, _tier(path, tiers, words_tier), silence))
     return TextGrid(words, tuple(_intervals(path, _tier(path, tiers, phones_tier), silence)), max_time_s)
 
 
-def _parsed(path: Path) -> Mapping[str, Any]:
-    text = _decoded(path)
+def _parsed(path: Path, text: str) -> Mapping[str, Any]:
     if "ooTextFile" not in text[:200] or "TextGrid" not in text[:200]:
         raise StreamError(
             f"{path} is not a TextGrid in text form: 'ooTextFile' and 'TextGrid' are missing in its first lines. If "
@@ -86,11 +105,7 @@ def _parsed(path: Path) -> Mapping[str, Any]:
     return grid
 
 
-def _decoded(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise StreamError(f"{path} cannot be read: {error.strerror or error}.") from error
+def _decoded(content: bytes) -> str:
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)

@@ -10,11 +10,12 @@ Conventions
   digit.
 - Upper-case letters between dots (``U.S.A.``) are letters; so are two to five upper-case letters that the
   dictionary does not know, where the rest of the text is not in upper case too.
-- ``[...]`` is an event, whatever it says: ``[LAUGHTER]``; four words or more describe a scene and are dropped. Stage
-  directions in ``(...)``, ``*...*`` or ``<...>`` are events where they begin with a word of laughing, breathing or
-  smacking (``(laughs softly)``); otherwise what is in parentheses or asterisks is spoken, and what is in angle
-  brackets is markup and dropped.
-- Letters of other scripts are dropped: there is no English reading of them.
+- ``[...]`` is an event, whatever it says: ``[LAUGHTER]``, or ``[heavy breathing]``, which is ``[BREATHING]`` as any
+  with a word of laughing, breathing or smacking in it; else four words or more describe a scene and are dropped. Stage
+  directions in ``(...)``, ``*...*`` or ``<...>`` are events where they begin with such a word (``(laughs softly)``);
+  otherwise what is in parentheses or asterisks is spoken, and what is in angle brackets is markup and dropped.
+- Letters of other scripts are dropped: there is no English reading of them. So are marks without a shape, such as a
+  zero-width space or a soft hyphen: what stands around them is one word.
 """
 
 import re
@@ -106,7 +107,7 @@ def tokens(text: str, known: Callable[[str], bool] = lambda word: False) -> tupl
 def _folded(text: str) -> str:
     """Return the text with plain letters, digits, quotes and dashes."""
     decomposed = unicodedata.normalize("NFKD", text.translate(_PUNCTUATION)).translate(_PUNCTUATION)
-    kept = (mark for mark in decomposed if not unicodedata.combining(mark))
+    kept = (mark for mark in decomposed if not (unicodedata.combining(mark) or unicodedata.category(mark) == "Cf"))
     return "".join(str(unicodedata.decimal(mark)) if mark.isdecimal() else mark for mark in kept)
 
 
@@ -114,7 +115,8 @@ def _direction(match: re.Match[str]) -> str:
     square, angle = match[1], match[4]
     inside = match[0][1:-1]
     words = re.findall(r"[A-Za-z0-9]+", inside)
-    event = _EVENT_OF.get(words[0].lower()) if words else None
+    telling = words[:1] if square is None else words
+    event = next((_EVENT_OF[word.lower()] for word in telling if word.lower() in _EVENT_OF), None)
     if square is not None and 1 <= len(words) <= 3 and event is None:
         event = f"[{'_'.join(words).upper()}]"
     if event:

@@ -1,5 +1,6 @@
 """Draw one utterance: waveform, mel spectrogram, and the words and phones of its cached alignments."""
 
+import hashlib
 import io
 import re
 from collections import Counter
@@ -24,6 +25,8 @@ _METADATA: dict[str, dict[str, Any]] = {
     ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
 }
 _DPI = 130
+_LONGEST, _SHORTENED = 120, 80
+"""Bytes of a name that is taken as it is, and of what is left of a longer one; file systems take 143 to 255."""
 
 
 def run(manifest: Path, name: str, cache: Path | None, streams: Sequence[str] = (), out: Path | None = None) -> Path:
@@ -34,7 +37,8 @@ def run(manifest: Path, name: str, cache: Path | None, streams: Sequence[str] = 
         name: its id.
         cache: cache with its alignments; None or a folder that is not there has none.
         streams: alignments to draw, from top to bottom, by full name or aligner; empty draws all that have it.
-        out: picture to write; its ending decides the form. None is the id with ``.png``, here.
+        out: picture to write; its ending decides the form. None is the id with ``.png``, here; a very long id is
+            shortened, and a digest tells it from others that begin alike.
 
     Returns:
         The picture's path.
@@ -45,7 +49,7 @@ def run(manifest: Path, name: str, cache: Path | None, streams: Sequence[str] = 
         ConfigError: the picture's ending is none of ``.png``, ``.svg`` and ``.pdf``.
         AudioError: the recording cannot be used.
     """
-    out = Path(re.sub(r"[^\w.-]+", "_", name) + ".png") if out is None else out
+    out = Path(f"{_stem(name)}.png") if out is None else out
     form = out.suffix.lower()
     if form not in _METADATA or out.is_dir():
         raise ConfigError(f"A picture cannot be written to {str(out)!r}. Name a file ending in {', '.join(_METADATA)}.")
@@ -60,6 +64,15 @@ def run(manifest: Path, name: str, cache: Path | None, streams: Sequence[str] = 
         figure.savefig(picture, format=form[1:], dpi=_DPI, metadata=_METADATA[form])
     write_atomically(out, picture.getvalue())
     return out
+
+
+def _stem(name: str) -> str:
+    stem = re.sub(r"[^\w.-]+", "_", name)
+    encoded = stem.encode()
+    if len(encoded) <= _LONGEST:
+        return stem
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return f"{encoded[:_SHORTENED].decode(errors='ignore')}-{digest}"
 
 
 def _wanted(cache: Path | None, name: str, streams: Sequence[str]) -> list[CachedStream]:

@@ -125,8 +125,25 @@ def test_other_symbols_are_compared_as_base_phones():
     assert summarise([compare(SEE_HIM, espeak, ("english", "espeak"))]).speech.share_alike == 1
     with pytest.raises(StreamError, match="'i:"):
         compare(SEE_HIM, espeak)
-    raw = summarise([compare(espeak, espeak, ("other", "other"))])
-    assert raw.classes["other"].phones.num_a == 3
+
+
+def test_symbols_of_their_own_have_no_class_however_much_one_looks_like_arpabet():
+    german = alignment(
+        (0.1, 0.2, "y"), (0.2, 0.3, "s"), (0.3, 0.4, "S"), (0.4, 0.5, UNKNOWN), (0.5, 0.6, "[LAUGHTER]"),
+        (0.7, 0.8, "y:"),
+    )  # fmt: skip
+    raw = summarise([compare(german, german, ("other", "other"))])
+    assert {kind: part.phones.num_a for kind, part in raw.classes.items()} == {
+        "other": 4, "unknown": 1, "event": 1, "silence": 0
+    }  # fmt: skip
+    assert {kind: part.frames.num for kind, part in raw.classes.items()} == {
+        "other": 20, "unknown": 5, "event": 5, "silence": 10
+    }  # fmt: skip
+    assert raw.phones.share_matched == 1
+    english = alignment((0.1, 0.2, "Y"), (0.2, 0.3, "S"))
+    mixed = summarise([compare(english, german, ("english", "other")), compare(german, english, ("other", "english"))])
+    assert (mixed.classes["approximant"].phones.num_a, mixed.classes["approximant"].phones.num_b) == (1, 1)
+    assert (mixed.classes["other"].phones.num_a, mixed.classes["other"].phones.num_b) == (4, 4)
 
 
 def test_frames_say_who_sounds_and_classes_are_counted_by_a():

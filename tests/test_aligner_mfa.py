@@ -6,6 +6,7 @@ the real one is installed, it is run as well.
 """
 
 import csv
+import fcntl
 import json
 import os
 import re
@@ -36,6 +37,7 @@ from featcache.alignment import Alignment, Interval, read
 from featcache.errors import ConfigError, FeatcacheError, StreamError
 from featcache.extract import Options, extract
 from featcache.mfa_corpus import QUALITY, dictionary_words, named, transcript
+from featcache.mfa_folder import RunFolder, remove_abandoned
 from featcache.settings import build
 from featcache.stream import Speech
 from featcache.streams.alignment import AlignmentStream
@@ -85,7 +87,7 @@ def test_the_command_is_the_documented_one(fake: Fake, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert asked["pythonpath"] is None
     assert asked["path"].split(os.pathsep)[0] == str(fake.program.parent)
-    assert asked["before"] == ["corpus", "root"]
+    assert asked["before"] == ["corpus", "lock", "root"]
     assert folder.parent == tmp_path / "temporary"
 
 
@@ -198,12 +200,23 @@ def test_nothing_to_align_does_not_start_the_program(fake: Fake, tmp_path: Path)
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_refusal_says_what_to_download(fake: Fake, tmp_path: Path) -> None:
+def test_a_refusal_says_what_to_download_of_what_was_given_by_name(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake.behave(refuse=True)
-    with pytest.raises(
-        ConfigError, match=r"said: Error \| Could not find a model named x\..*mfa model download acoustic"
-    ):
+    with pytest.raises(ConfigError, match=r"said: Error \| Could not find a model named x\.") as raised:
         worked(fake.aligner(), [spoken("a", "hello")], tmp_path / "logs")
+    assert "download" not in str(raised.value)
+    for kind, path in (("dictionary", fake.dictionary), ("g2p", fake.model)):
+        installed = tmp_path / "root" / "pretrained_models" / kind
+        installed.mkdir(parents=True)
+        (installed / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setenv("MFA_ROOT_DIR", str(tmp_path / "root"))
+    aligner = fake.aligner(dictionary="english", g2p_model="english")
+    expected = r"fetched by 'mfa model download dictionary english' and 'mfa model download g2p english'\. The log"
+    with pytest.raises(ConfigError, match=expected) as raised:
+        worked(aligner, [spoken("a", "hello")], tmp_path / "logs")
+    assert "acoustic" not in str(raised.value)
     assert left_behind(tmp_path) == []
 
 
@@ -303,7 +316,7 @@ align.run(Manifest.read(Path(manifest)), Path(cache), "mfa", json.loads(settings
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_the_command_cleans_up(
     fake: Fake, tmp_path: Path, pids: Callable[[], list[int]], how: signal.Signals
 ) -> None:
@@ -322,10 +335,60 @@ def test_a_signal_to_the_command_cleans_up(
         time.sleep(0.05)
     child.send_signal(how)
     assert child.wait(60) != 0
+    # A process that is killed cannot wait until its watcher has cleaned up.
+    until = time.monotonic() + (20 if how is signal.SIGKILL else 0)
+    while time.monotonic() < until and (left_behind(tmp_path) or any(map(alive, pids()))):
+        time.sleep(0.05)
     assert [alive(process) for process in pids()] == [False, False]
     assert left_behind(tmp_path) == []
     (log,) = (tmp_path / "cache" / "logs").iterdir()
     assert "Setting up" in (log / "output.txt").read_text()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_and_what_is_in_use_is_not(fake: Fake, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    for name in ("dead", "live"):
+        (temporary / f"featcache-mfa-{name}" / "corpus").mkdir(parents=True)
+        (temporary / f"featcache-mfa-{name}" / "corpus" / "u.wav").write_bytes(b"x")
+        (temporary / f"featcache-mfa-{name}" / "lock").touch()
+    (temporary / "featcache-mfa-empty").mkdir()
+    (temporary / "featcache-mfa-other").mkdir()
+    (temporary / "featcache-mfa-other" / "no lock of ours").touch()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "lock").touch()
+    (temporary / "featcache-mfa-link").symlink_to(tmp_path / "kept")
+    with (temporary / "featcache-mfa-live" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        worked(fake.aligner(), [spoken("a", "hello")], tmp_path / "logs")
+        assert left_behind(tmp_path) == ["featcache-mfa-link", "featcache-mfa-live", "featcache-mfa-other"]
+    assert (tmp_path / "kept" / "lock").exists()
+    worked(fake.aligner(), [spoken("a", "hello")], tmp_path / "logs")
+    assert "featcache-mfa-live" not in left_behind(tmp_path)
+
+
+def test_a_folder_in_use_is_locked_and_no_watcher_stays_behind(fake: Fake) -> None:
+    folder = RunFolder()
+    remove_abandoned()
+    assert (folder.path / "lock").is_file()
+    watcher = folder._watcher
+    assert watcher is not None
+    assert watcher.poll() is None
+    folder.close()
+    assert watcher.poll() == 0
+    assert not folder.path.exists()
+
+
+def test_without_its_watcher_a_run_goes_on(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder()
+    assert folder._watcher is not None
+    folder._watcher.kill()
+    folder._watcher.wait()
+    folder.follow(0)
+    folder.close()
+    assert not folder.path.exists()
+    monkeypatch.setattr(sys, "executable", "/none/python")
+    assert isinstance(worked(fake.aligner(), [spoken("a", "hello")], tmp_path / "logs")[0], Alignment)
+    assert left_behind(tmp_path) == []
 
 
 def test_a_program_that_ends_and_leaves_a_process_is_not_waited_for(
@@ -368,8 +431,14 @@ def test_the_identity_is_versions_and_contents_and_not_places(fake: Fake, tmp_pa
     assert spec(replace(by_name, program=str(moved))) == first
     monkeypatch.setenv("PATH", f"{moved.parent}{os.pathsep}{os.environ['PATH']}")
     assert spec(replace(by_name, program=None)) == first
+    renamed = tmp_path / "another_name.txt"
+    renamed.write_bytes(fake.dictionary.read_bytes())
+    assert spec(replace(by_name, dictionary=str(renamed), program=str(moved))) == first
     for other in (replace(by_name, beam=20), replace(by_name, single_speaker=True), replace(by_name, symbols="other")):
         assert spec(replace(other, program=str(moved))) != first
+    with monkeypatch.context() as patch:
+        patch.setattr("featcache.aligners.mfa.SILENCE", frozenset({"hush"}))
+        assert spec(replace(by_name, program=str(moved))) != first
     fake.dictionary.write_text(DICTIONARY + "blorf\tB L AO1 R F\n")
     assert spec(replace(fake.aligner(), program=str(moved))) != first
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,48 @@ def test_a_file_for_longer_audio_is_refused(tmp_path: Path, name: str) -> None:
     outcome = read(tmp_path, name, CONTENT[name], duration_s=0.15)
     assert isinstance(outcome, StreamError)
     assert "another recording" in str(outcome)
+    assert "raise tolerance_s" in str(outcome)
+    assert str(tmp_path / f"u1{ENDINGS[name]}") in str(outcome)
+
+
+LATE = {
+    "gentle": gentle("Go", ("Go", 0.1, 1.1, "g_B:0.5 ow_E:0.5")),
+    "intervals": b"tier,start_s,end_s,label\nwords,0.1,1.1,go\nphones,0.1,0.6,g\nphones,0.6,1.1,ow\n",
+    "textgrid": textgrid(1.1).replace(b'"sil"', b'"IY1"'),
+    "xlabel": b"#\n 0.1 -1 g\n 0.6 -1 a\n 1.1 -1 .\n",
+}
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_what_ends_late_is_cut_to_the_audios_end_as_far_as_tolerated(tmp_path: Path, name: str) -> None:
+    outcome = read(tmp_path, name, LATE[name])
+    assert isinstance(outcome, StreamError)
+    assert "raise tolerance_s" in str(outcome)
+    assert "raise tolerance_s" in str(read(tmp_path, name, LATE[name], tolerance_s=0.09))
+    alignment = good(read(tmp_path, name, LATE[name], tolerance_s=0.11))  # and passes the stream's narrower check
+    assert alignment.phones[-1].end_s == 1.0
+    assert len(alignment.phones) == 2
+    assert all(word.end_s <= 1.0 for word in alignment.words)
+    only_past = read(tmp_path, name, LATE[name], duration_s=0.05, tolerance_s=2)
+    assert isinstance(only_past, StreamError)
+    assert f"u1{ENDINGS[name]}: its alignment has no phone" in str(only_past)
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+@pytest.mark.parametrize("tolerance_s", [-0.1, math.inf, math.nan])
+def test_a_tolerance_that_is_none_is_refused(name: str, tolerance_s: float) -> None:
+    with pytest.raises(ConfigError, match="tolerance_s must be a number of seconds, 0 or more"):
+        make(name, tolerance_s=tolerance_s)
+
+
+@pytest.mark.parametrize("name", ["intervals", "textgrid", "xlabel"])
+def test_what_is_silence_is_part_of_the_identity(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = make(name).identity().further["silent"]
+    assert usual
+    assert "hush" in make(name, silence="hush").identity().further["silent"]
+    defaults = {"xlabel": {"emodb": ("hush",), "esps": ()}, "textgrid": frozenset({"hush"})}.get(name, ("hush",))
+    monkeypatch.setattr(sys.modules[type(make(name)).__module__], "SILENCE", defaults)
+    assert make(name).identity().further["silent"] == ["hush"] != usual
 
 
 @settings(max_examples=60, deadline=None)
@@ -269,6 +312,16 @@ def test_a_textgrid_of_another_length_is_refused_unless_tolerated(tmp_path: Path
     assert f"ends at {end_s:.3f} s, its audio at 1.000 s. Is it for another recording?" in str(outcome)
     good(read(tmp_path, "textgrid", textgrid(end_s), tolerance_s=0.2))
     good(read(tmp_path, "textgrid", textgrid(0.96)))
+
+
+def test_a_textgrid_is_the_content_that_was_identified(tmp_path: Path) -> None:
+    (tmp_path / "u1.TextGrid").write_bytes(textgrid(label="AH0"))
+    one = Utterance("u1", audio="u1.wav")
+    aligner = make("textgrid", folder=str(tmp_path)).bind(Manifest([one], folder=tmp_path))
+    file = aligner.attachment(one).value
+    (tmp_path / "u1.TextGrid").write_bytes(textgrid(label="IY1"))
+    (outcome,) = aligner.session(1, tmp_path).align([Speech("u1", None, np.zeros(16000, np.float32), 16000, "", file)])
+    assert [phone.label for phone in good(outcome).phones] == ["AH0"]
 
 
 def test_the_length_of_a_recording_is_checked_as_far_as_a_span_tells(tmp_path: Path) -> None:
@@ -396,7 +449,7 @@ def test_words_that_meet_a_few_frames_too_late_are_trimmed_and_others_refused(tm
     alignment = good(read(tmp_path, "gentle", gentle("a b", *rows)))
     assert said(alignment.phones) == [(0.1, 0.4, "ah_S"), (0.4, 0.6, "iy_E")]
     outcome = read(tmp_path, "gentle", gentle("a b", ("a", 0.1, 0.6, "ah_S:0.5"), ("b", 0.2, 0.9, "b_S:0.7")))
-    assert "starts before the word ahead of it has ended" in str(outcome)
+    assert "u1.json: its word 'b' at 0.200 to 0.900 s starts before the word ahead of it has ended" in str(outcome)
 
 
 @pytest.mark.parametrize(
@@ -577,7 +630,9 @@ def test_one_csv_holds_the_whole_corpus(tmp_path: Path) -> None:
     ],
 )
 def test_faults_of_plain_files_are_named(tmp_path: Path, content: bytes, match: str) -> None:
-    assert match in str(read(tmp_path, "intervals", content))
+    told = str(read(tmp_path, "intervals", content))
+    assert match in told
+    assert str(tmp_path / "u1.csv") in told
 
 
 def test_silence_is_a_setting(tmp_path: Path) -> None:

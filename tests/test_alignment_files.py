@@ -12,6 +12,7 @@ from featcache.aligners.intervals import Intervals
 from featcache.alignment import Alignment, Interval
 from featcache.alignment_files import AlignmentFile, FileAligner, cut, read_bytes
 from featcache.errors import ConfigError, StreamError
+from featcache.settings import build
 from featcache.stream import Speech
 
 
@@ -231,6 +232,38 @@ def test_a_span_whose_id_is_its_recordings_name_must_say_what_times_count_from(t
     assert found(bound(tmp_path, one, times_from="recording"), one).offset_s == 1.5
     whole = Utterance("rec", audio="wav/rec.wav")
     assert found(bound(tmp_path, whole), whole).offset_s is None
+
+
+def test_a_recordings_file_serves_its_spans_although_one_id_is_the_recordings_name(tmp_path: Path) -> None:
+    path = put(tmp_path / "aligned" / "rec.csv", end_s=3.0)
+    spans = [Utterance(f"t{n}", audio="wav/rec.wav", start_s=n, end_s=n + 1) for n in (0.0, 1.0)]
+    whole, part = Utterance("rec", audio="wav/rec.wav"), Utterance("rec", audio="wav/rec.wav", start_s=1.5)
+    for named in (whole, part):
+        aligner = bound(tmp_path, *spans, named, times_from="recording")
+        assert {found(aligner, one).path for one in (*spans, named)} == {path}
+        assert [found(aligner, one).offset_s for one in (*spans, named)] == [0.0, 1.0, named.start_s]
+    aligner = bound(tmp_path, *spans, whole)  # whose times count from the same either way
+    assert [found(aligner, one).offset_s for one in (*spans, whole)] == [0.0, 1.0, None]
+    for settings in ({}, {"times_from": "utterance"}):
+        aligner = bound(tmp_path, *spans, part, **settings)
+        for one in spans:
+            with pytest.raises(StreamError, match="fits 'rec' as well and better.*set times_from=recording"):
+                aligner.attachment(one)
+    stranger = Utterance("other", audio="elsewhere/rec.wav")
+    aligner = bound(tmp_path, *spans, stranger, whole, times_from="recording")
+    with pytest.raises(StreamError, match="fits 'rec' as well and better. Name files after ids"):
+        aligner.attachment(stranger)
+    assert found(aligner, spans[0]).path == path
+
+
+def test_a_number_is_taken_for_a_name(tmp_path: Path) -> None:
+    one = Utterance("u1", audio="u1.wav", extra={"7": "2024/u1.csv"})
+    path = put(tmp_path / "2024" / "u1.csv")
+    assert build(Intervals, {"folder": 2024, "file": 1}, "aligner intervals") == Intervals(folder="2024", file="1")
+    aligner = build(Intervals, {"column": 7}, "aligner intervals").bind(Manifest([one], folder=tmp_path))
+    assert found(aligner, one).path == path
+    with pytest.raises(ConfigError, match="folder: Input should be a valid string"):
+        build(Intervals, {"folder": True}, "aligner intervals")
 
 
 def test_cutting_keeps_what_is_wrong_for_the_check_to_see() -> None:

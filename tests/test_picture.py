@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from makers import tone, write_corpus
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from featcache import Manifest
 from featcache.alignment import Alignment, Interval
 from featcache.errors import CacheError, ConfigError, UnknownNameError
 from featcache.symbols import CLASSES
@@ -72,6 +74,24 @@ def test_each_alignment_has_its_rows_and_one_without_words_has_one():
     assert "other" in texts(both)
 
 
+def test_phones_in_symbols_of_their_own_have_no_class():
+    shown = texts(drawn(1.0, [Track("one", HIM, "other")]))
+    assert {"other", "event"} <= set(shown)
+    assert not {"vowel", "fricative", "nasal"} & set(shown)
+
+
+def test_a_note_is_wrapped_and_not_cut():
+    reason = "no alignment: " + " ".join(f"Sentence number {number} says what is wrong." for number in range(12))
+    figure = drawn(0.5, [], note=reason)
+    assert " ".join(" ".join(texts(figure)).split()).count(reason) == 1
+    places = [ax.get_position() for ax in figure.axes]
+    assert all(upper.y0 > lower.y1 for upper, lower in zip(places, places[1:], strict=False))  # noqa: RUF007
+    assert places[-1].y0 > 0
+    short = drawn(0.5, [], note="no alignment")
+    assert figure.get_size_inches()[1] > short.get_size_inches()[1]
+    assert max(len(line) for line in "\n".join(texts(drawn(0.5, [], note="x" * 5000))).splitlines()) < 110
+
+
 def test_the_figure_grows_with_the_utterance_to_a_limit_and_then_goes_on_below():
     sizes = [drawn(seconds, [], note="none").get_size_inches() for seconds in (0.01, 1.0, 6.0, 30.0)]
     assert sizes[0][0] == sizes[1][0] < sizes[2][0] < sizes[3][0] == 20
@@ -122,6 +142,19 @@ def test_without_an_alignment_the_picture_says_so(corpus, monkeypatch):
         assert f"no alignment{'' if 'makes' in why else ':'}" in out.read_text()
         assert why in out.read_text().replace("&apos;", "'")
     assert picture.run(Path("m.jsonl"), "u002", None) == Path("u002.png")
+
+
+def test_a_very_long_id_gives_a_file_name_that_fits(corpus, monkeypatch, tmp_path):
+    ids = ["a/" + "b" * 500, "a/" + "b" * 501, "字" * 200, "🙂\N{MATHEMATICAL FRAKTUR SMALL A}" * 100, "x" * 120]
+    manifest = Manifest.read(corpus / "m.jsonl")
+    rows = [replace(manifest[0], id=name) for name in ids]
+    Manifest(rows, folder=manifest.folder).write(corpus / "long.jsonl")
+    monkeypatch.chdir(tmp_path)
+    made = [picture.run(corpus / "long.jsonl", name, None) for name in ids]
+    assert len(set(made)) == len(ids)
+    assert all(path.is_file() and len(path.name.encode()) < 143 for path in made)
+    assert made[0].name.startswith("a_" + "b" * 78 + "-")
+    assert made[-1].name == "x" * 120 + ".png"
 
 
 def test_what_cannot_be_drawn_is_told(corpus):

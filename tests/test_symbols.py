@@ -88,6 +88,14 @@ def test_other_symbols_are_taken_as_they_are():
     assert base_phone(" Y:_B1", "other") == " Y:_B1"
 
 
+def test_other_symbols_have_no_class_but_unknown_words_and_events_have():
+    labels = ["s", "y", "S", "ø", UNKNOWN, "[COUGH]", SILENCE]
+    assert [phone_class(base_phone(label, "other"), "other") for label in labels] == [
+        "other", "other", "other", "other", "unknown", "event", "silence"
+    ]  # fmt: skip
+    assert phone_class("s", "espeak") == "fricative"
+
+
 def test_every_phone_has_a_class():
     assert {phone_class(phone) for phone in PHONES} == set(CLASSES.values())
     assert [phone_class(label) for label in (SILENCE, UNKNOWN, "[COUGH]", "y:")] == [

@@ -10,7 +10,7 @@ from praatio import textgrid as praat
 
 from featcache.alignment import Interval
 from featcache.errors import StreamError
-from featcache.textgrids import read_textgrid
+from featcache.textgrids import parse_textgrid, read_textgrid
 
 WORDS = [(0.0, 0.1, ""), (0.1, 0.4, "hello"), (0.4, 0.5, "sil"), (0.5, 0.9, 'say "oh"'), (0.9, 1.0, "<eps>")]
 PHONES = [(0.0, 0.1, "SIL"), (0.1, 0.25, "HH"), (0.25, 0.4, "OW1"), (0.4, 0.5, "sp"), (0.5, 0.9, "spn"), (0.9, 1.0, "")]
@@ -123,6 +123,13 @@ def test_a_file_that_was_cut_off_is_never_taken_for_a_shorter_one(tmp_path: Path
 def test_what_is_no_textgrid_is_an_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(StreamError, match=r"one\.TextGrid"):
         read_textgrid(written(tmp_path, content))
+
+
+def test_content_is_read_as_its_file_is_and_the_path_is_only_a_name(tmp_path: Path) -> None:
+    path = written(tmp_path, text_of({"words": WORDS, "phones": PHONES}), "utf-16")
+    assert parse_textgrid(path.read_bytes(), Path("/none/x.TextGrid")) == read_textgrid(path)
+    with pytest.raises(StreamError, match=r"^/none/x\.TextGrid is not a TextGrid"):
+        parse_textgrid(b"", Path("/none/x.TextGrid"))
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_an_error(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ https://montreal-forced-aligner.readthedocs.io
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,9 @@ from featcache.alignment import Alignment
 from featcache.checkpoints import file_sha256
 from featcache.errors import ConfigError, FeatcacheError, StreamError
 from featcache.mfa_corpus import QUALITY, CorpusFolder, dictionary_words, english, transcript
+from featcache.mfa_folder import RunFolder
 from featcache.stream import Speech
+from featcache.textgrids import SILENCE
 
 _NAME = "montreal-forced-aligner"
 _OWN_FILES = ("*.log", "*.csv", "output_errors.txt")
@@ -92,7 +93,7 @@ class Mfa(Aligner):
         return QUALITY
 
     def identity(self) -> Identity:
-        """Return MFA's version, and names and digests of the models.
+        """Return MFA's version, digests of the models, and what is silence.
 
         Raises:
             ConfigError: the program or a model is not there; says how to install it.
@@ -100,11 +101,18 @@ class Mfa(Aligner):
         libraries = {_NAME: mfa_program.version(mfa_program.find(self.program))}
         if self.symbols == "english":
             libraries["num2words"] = metadata.version("num2words")
-        checkpoint: dict[str, str] = {}
-        for kind, path in self.models().items():
-            checkpoint |= {kind: path.stem, f"{kind}_sha256": file_sha256(path)}
         # A model's name or path is not what decides the numbers: its bytes are.
-        return Identity(libraries, checkpoint, ("program", "acoustic_model", "dictionary", "g2p_model", "symbols"))
+        checkpoint = {f"{kind}_sha256": file_sha256(path) for kind, path in self.models().items()}
+        left_out = ("program", "acoustic_model", "dictionary", "g2p_model", "symbols")
+        return Identity(libraries, checkpoint, left_out, {"silent": sorted(SILENCE)})
+
+    @property
+    def given_models(self) -> dict[mfa_program.ModelKind, str]:
+        """Name or path of each model, as set."""
+        given: dict[mfa_program.ModelKind, str | None] = {
+            "acoustic": self.acoustic_model, "dictionary": self.dictionary, "g2p": self.g2p_model,
+        }  # fmt: skip
+        return {kind: name for kind, name in given.items() if name is not None}
 
     def models(self) -> dict[mfa_program.ModelKind, Path]:
         """Return the file of each model.
@@ -112,10 +120,7 @@ class Mfa(Aligner):
         Raises:
             ConfigError: one is not there; says how to download it.
         """
-        given: dict[mfa_program.ModelKind, str | None] = {
-            "acoustic": self.acoustic_model, "dictionary": self.dictionary, "g2p": self.g2p_model,
-        }  # fmt: skip
-        return {kind: mfa_program.find_model(kind, name) for kind, name in given.items() if name is not None}
+        return {kind: mfa_program.find_model(kind, name) for kind, name in self.given_models.items()}
 
     def command(self, program: Path, folder: Path, num_jobs: int) -> list[str]:
         """Return the command that aligns a corpus.
@@ -155,7 +160,7 @@ class _MfaSession(Session):
         self._aligner = aligner
         self._workers = workers
         self._logs = logs
-        self._folder: Path | None = None
+        self._folder: RunFolder | None = None
         self._corpus: CorpusFolder | None = None
         self._guessed_beyond: frozenset[str] | None = None
 
@@ -169,7 +174,8 @@ class _MfaSession(Session):
         program = mfa_program.find(self._aligner.program)
         words = dictionary_words(self._aligner.models()["dictionary"])
         self._guessed_beyond = words if self._aligner.g2p_model is not None else None
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="featcache-mfa-")).resolve()
+        self._folder = held = RunFolder()
+        folder = held.path
         command = self._aligner.command(program, folder, self._workers)
         reader = partial(english, dictionary=words) if self._aligner.symbols == "english" else transcript
         self._corpus = corpus = CorpusFolder(folder / "corpus", folder / "aligned", reader)
@@ -192,6 +198,7 @@ class _MfaSession(Session):
             code = mfa_program.run(
                 command, mfa_program.environment(program, folder / "root"), kept / "output.txt",
                 lambda line: on_message(f"mfa: {line}"), folder / "root" / "corpus" / "corpus.log",
+                held.follow,
             )  # fmt: skip
         except OSError as error:
             raise ConfigError(f"{program} cannot be started: {error}. {mfa_program.INSTALL}") from error
@@ -211,7 +218,7 @@ class _MfaSession(Session):
     def close(self) -> None:
         """Remove the run's folder; the log stays."""
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
             self._folder = None
 
     def _align_one(self, speech: Speech) -> Alignment | StreamError:
@@ -242,12 +249,14 @@ class _MfaSession(Session):
             return
         said = mfa_program.last_lines(output.partition("\n")[2], _TAIL)
         if code == 2:
-            names = {"acoustic": self._aligner.acoustic_model, "dictionary": self._aligner.dictionary}
-            download = " and ".join(f"'mfa model download {kind} {Path(name).stem}'" for kind, name in names.items())
-            raise ConfigError(
-                f"MFA refused its arguments (exit code 2) and said: {said}. Where a model is missing, {download} get "
-                f"it. The log is {kept}."
+            names = {kind: name for kind, name in self._aligner.given_models.items() if mfa_program.is_name(kind, name)}
+            download = " and ".join(f"'mfa model download {kind} {name}'" for kind, name in names.items())
+            remedy = (
+                f"A model that is missing is fetched by {download}."
+                if names
+                else "Are its models of the kind and version that it wants?"
             )
+            raise ConfigError(f"MFA refused its arguments (exit code 2) and said: {said}. {remedy} The log is {kept}.")
         ended = f"was ended by signal {-code}; is there too little memory?" if code < 0 else f"failed with code {code}."
         raise FeatcacheError(f"MFA {ended} It said last: {said}. The log is {kept}.")
 

@@ -22,7 +22,7 @@ from featcache.errors import ConfigError, StreamError
 from featcache.file_index import FileIndex
 from featcache.manifest import Utterance
 from featcache.stream import Speech
-from featcache.textgrids import SILENCE, read_textgrid
+from featcache.textgrids import SILENCE, parse_textgrid
 
 ANALYSIS = "alignment_analysis.csv"
 """What MFA writes beside its TextGrids: a row of numbers for each utterance."""
@@ -41,7 +41,8 @@ class Textgrid(FileAligner):
         phones_tier: name of the tier of phones.
         silence: labels that are silence, in any letter case; empty are the usual ones.
         symbols: what the phones are written in.
-        tolerance_s: how far the file's own end may be from its audio's, in seconds.
+        tolerance_s: how far the file's own end may be from its audio's, in seconds; what is said past the audio's end
+            is cut there.
     """
 
     title: ClassVar[str] = "TextGrid files, such as MFA and Praat write"
@@ -51,7 +52,6 @@ class Textgrid(FileAligner):
     phones_tier: str = "phones"
     silence: tuple[str, ...] = ()
     symbols: SymbolSet = "english"
-    tolerance_s: float = 0.05
     _names: ClassVar[tuple[str, ...]] = ()
     _analyses: ClassVar[dict[Path, _Rows] | None] = None
 
@@ -67,7 +67,12 @@ class Textgrid(FileAligner):
 
     def identity(self) -> Identity:
         """Return what decides the intervals besides the files."""
-        return Identity(left_out=super().identity().left_out, further={"quality": list(self._names)})
+        further = {"quality": list(self._names), "silent": sorted(self._silence)}
+        return Identity(left_out=super().identity().left_out, further=further)
+
+    @property
+    def _silence(self) -> frozenset[str]:
+        return frozenset(label.casefold() for label in self.silence) or SILENCE
 
     def _searched(self, index: FileIndex) -> None:
         analyses: dict[Path, _Rows] = {}
@@ -99,8 +104,9 @@ class Textgrid(FileAligner):
         Raises:
             StreamError: it is no TextGrid, has not these tiers, or is of another length than the audio.
         """
-        silence = frozenset(label.casefold() for label in self.silence) or SILENCE
-        words, phones, max_time_s = read_textgrid(file.path, self.words_tier or None, self.phones_tier, silence)
+        words, phones, max_time_s = parse_textgrid(
+            file.content, file.path, self.words_tier or None, self.phones_tier, self._silence
+        )
         self._check_length(file, speech, max_time_s)
         unknown: list[str] = []
         named, renamed = list(words), list(phones)

@@ -190,10 +190,11 @@ def find_alignment(cache: Cache, wanted: str) -> CachedStream:
         return streams[fitting[0]]
     listed = ", ".join(f"{name} ({stream.spec.settings.get('aligner')})" for name, stream in streams.items()) or "none"
     if not fitting:
+        aligner = wanted if wanted in registry.names("featcache.aligners") else "pocketsphinx"
+        remedy = f"Make one with: featcache align MANIFEST --cache {cache.path} --aligner {aligner}"
         raise CacheError(
-            f"The cache {str(cache.path)!r} holds no alignment {wanted!r}; it holds: {listed}. Make one with: "
-            f"featcache align MANIFEST --cache {cache.path} --aligner "
-            f"{wanted if wanted in registry.names('featcache.aligners') else 'pocketsphinx'}"
+            f"The cache {str(cache.path)!r} holds no alignment {wanted!r}; it holds: {listed}. "
+            f"{'Name one of those.' if wanted.startswith('alignment-') and streams else remedy}"
         )
     raise CacheError(
         f"{wanted!r} could be any of several alignments in {str(cache.path)!r}: {listed}. Name one in full, or by its "

@@ -50,7 +50,7 @@ _INCHES_PER_S, _NARROWEST, _WIDEST, _MOST_PANELS = 2.2, 9.0, 20.0, 12
 _LEFT, _RIGHT, _GAP = 1.25, 0.2, 0.08
 _HEIGHTS = {"wave": 0.75, "mel": 1.7, "note": 0.4, "words": 0.3, "phones": 0.42}
 _TITLE, _LINE, _AXIS, _BETWEEN, _LEGEND = 0.5, 0.21, 0.5, 0.15, 0.3
-_MOST_LINES, _LETTERS_PER_INCH = 4, 13
+_MOST_LINES, _MOST_NOTE_LINES, _LETTERS_PER_INCH = 4, 8, 13
 
 _FFT, _WINDOW, _HOP, _MELS, _DECIBELS = 1024, 400, 80, 80, 70.0
 _TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
@@ -73,16 +73,22 @@ class Track(NamedTuple):
     def kind(self, phone: Interval) -> str:
         """Return a phone's class; ``other`` for symbols that stand for nothing known."""
         try:
-            return phone_class(base_phone(phone.label, self.symbols))
+            return phone_class(base_phone(phone.label, self.symbols), self.symbols)
         except StreamError:
             return "other"
 
 
 class _Row(NamedTuple):
-    """One strip of a panel, and the track that it shows."""
+    """One strip of a panel, and the track or the lines that it shows."""
 
     kind: Literal["wave", "mel", "note", "words", "phones"]
     track: Track | None = None
+    lines: tuple[str, ...] = ()
+
+    @property
+    def height(self) -> float:
+        """Its height in inches."""
+        return _HEIGHTS[self.kind] + _LINE * max(0, len(self.lines) - 1)
 
     @property
     def gap(self) -> float:
@@ -106,7 +112,7 @@ class _Page(NamedTuple):
     def add(self, bottom: float, row: _Row, span: tuple[float, float]) -> Axes:
         """Return axes for a row, between two times in seconds."""
         inside = self.width - _LEFT - _RIGHT
-        place = (_LEFT / self.width, bottom / self.height, inside / self.width, _HEIGHTS[row.kind] / self.height)
+        place = (_LEFT / self.width, bottom / self.height, inside / self.width, row.height / self.height)
         ax = self.figure.add_axes(place)
         ax.grid(visible=False)
         ax.set_xlim(*span)
@@ -122,17 +128,19 @@ def draw(samples: np.ndarray, title: str, text: str, tracks: Sequence[Track], no
         title: what the utterance is.
         text: what is said; empty where it is not known.
         tracks: alignments, from top to bottom.
-        note: a line in the place of alignments; empty is none.
+        note: what to say in the place of alignments, in as many lines as it takes; empty is none.
     """
     duration_s = len(samples) / SAMPLE_RATE_HZ
     num_panels = min(ceil(_INCHES_PER_S * duration_s / (_WIDEST - _LEFT - _RIGHT)), _MOST_PANELS)
     width = min(max(_LEFT + _RIGHT + _INCHES_PER_S * duration_s, _NARROWEST), _WIDEST)
-    rows = [_Row("wave"), _Row("mel"), *([_Row("note")] if note else [])]
+    letters = int((width - _LEFT - _RIGHT) * _LETTERS_PER_INCH)
+    rows = [_Row("wave"), _Row("mel")]
+    if note:
+        rows.append(_Row("note", lines=_wrapped(note, letters, _MOST_NOTE_LINES)))
     for track in tracks:
         rows += [_Row("words", track), _Row("phones", track)] if track.alignment.words else [_Row("phones", track)]
-    letters = int((width - _LEFT - _RIGHT) * _LETTERS_PER_INCH)
-    lines = textwrap.wrap(plain(text, 10000), letters, max_lines=_MOST_LINES, placeholder=" …")
-    panel = sum(_HEIGHTS[row.kind] + row.gap for row in rows) + _AXIS
+    lines = _wrapped(text, letters, _MOST_LINES)
+    panel = sum(row.height + row.gap for row in rows) + _AXIS
     height = _TITLE + _LINE * len(lines) + num_panels * panel + (num_panels - 1) * _BETWEEN + _LEGEND * bool(tracks)
 
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -147,9 +155,9 @@ def draw(samples: np.ndarray, title: str, text: str, tracks: Sequence[Track], no
         span = duration_s * number / num_panels, duration_s * (number + 1) / num_panels
         top = edge
         for row in rows:
-            edge -= row.gap + _HEIGHTS[row.kind]
+            edge -= row.gap + row.height
             ax = page.add(edge, row, span)
-            _fill(page, ax, row, samples, levels, note)
+            _fill(page, ax, row, samples, levels)
         if len(tracks) == 1:
             # With several alignments, lines from one would suggest that it is right.
             _mark(figure.axes[-len(rows) :][:2], tracks[0].alignment.words)
@@ -159,7 +167,11 @@ def draw(samples: np.ndarray, title: str, text: str, tracks: Sequence[Track], no
     return figure
 
 
-def _fill(page: _Page, ax: Axes, row: _Row, samples: np.ndarray, levels: np.ndarray, note: str) -> None:
+def _wrapped(text: str, letters: int, most: int) -> tuple[str, ...]:
+    return tuple(textwrap.wrap(plain(text, 10000), letters, max_lines=most, placeholder=" …"))
+
+
+def _fill(page: _Page, ax: Axes, row: _Row, samples: np.ndarray, levels: np.ndarray) -> None:
     """Draw what a row shows, and its name at the left edge."""
     track = row.track
     if row.kind == "wave":
@@ -175,8 +187,7 @@ def _fill(page: _Page, ax: Axes, row: _Row, samples: np.ndarray, levels: np.ndar
             ax.spines[side].set_visible(False)
         name, colour = "", INK
     if row.kind == "note":
-        note = plain(note, int((page.width - _LEFT) * _LETTERS_PER_INCH))
-        ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center", va="center", color=MUTED)
+        ax.text(0.5, 0.5, "\n".join(row.lines), transform=ax.transAxes, ha="center", va="center", color=MUTED)
     if track is not None and row.kind == "words":
         words = track.alignment.words
         _draw_boxes(page, ax, words, [_WORD] * len(words), 9.0, track.alignment.unknown_words)
