@@ -100,6 +100,7 @@ if not how.get("no_analysis"):
         writer.writerow("file begin end speaker {quality}".split())
         writer.writerows(rows)
 import shutil
+time.sleep(0.3)  # a real run lasts long enough for its log to be seen
 shutil.rmtree(work)
 print(" INFO     Done! Everything took 23.064 seconds", file=sys.stderr)
 """
