@@ -1,6 +1,7 @@
 """The commands on alignments, run as a user runs them, over a corpus whose times are known from files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,16 @@ def test_doctor_knows_this_machine() -> None:
     output = call("doctor")
     for name in ("torch", "pocketsphinx", "mfa"):
         assert name in output
+
+
+def test_words_of_another_language_are_warned_of(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path, [2.0, 2.5])
+    german = [replace(one, text="der lappen liegt auf dem eisschrank") for one in manifest]
+    Manifest(german, folder=tmp_path).write(tmp_path / "m.jsonl")
+    limits = ("worst_phone_fit_nats=-100", "worst_silence_fit_nats=-100", "unknown_word=mark")
+    output = call(
+        "align", tmp_path / "m.jsonl", "--cache", tmp_path / "cache", "--workers", "1",
+        *(f"--set={setting}" for setting in limits),
+    )  # fmt: skip
+    assert "WARNING: in half of the utterances" in output
+    assert "words were not in the dictionary" in output
