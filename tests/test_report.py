@@ -293,6 +293,26 @@ def test_runs_over_other_utterances_are_told_apart(tmp_path: Path) -> None:
     assert write_report(tmp_path / "one.html", first, tmp_path / "again").text("apart") == ""
 
 
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, "given"),
+        (
+            {"method": "search", "searched_on": "validation", "selected_by": "ua"},
+            "searched on the fold&#39;s validation",
+        ),
+        (
+            {"method": "stack", "searched_on": "other-folds", "selected_by": "wa"},
+            "learned (logistic stacking) on the test",
+        ),
+    ],
+)
+def test_a_fused_run_says_how_it_got_its_weights(tmp_path: Path, config: dict[str, str], told: str) -> None:
+    folder = tmp_path / "fused"
+    write_run(folder, make_scores(), None, {"head": "fusion", "fused": ["a", "b"], "space": "prob", **config})
+    assert told in write_report(tmp_path / "report.html", folder).html
+
+
 def test_a_fused_run_shows_what_it_is_made_of_and_nothing_of_training(tmp_path: Path) -> None:
     folder = write_full_run(tmp_path / "fused")
     config = {"head": "fusion", "fused": ["x/speech", "x/text"], "weights": [0.6, 1.0], "space": "log"}

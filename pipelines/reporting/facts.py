@@ -65,6 +65,7 @@ def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Fused runs": inputs(config) if "fused" in config else "",
         "Fused in space": text(config.get("space")),
         "Standardised": text(config.get("standardise")),
+        "Fusion weights": _weights(config),
         "Streams": text(config.get("streams")),
         "Label": text(config.get("label")),
         "Folds": _kind(text(config.get("folds"))),
@@ -76,6 +77,19 @@ def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Digest": text(config.get("digest")),
     }
     return [(term, words) for term, words in found.items() if words]
+
+
+def _weights(config: Mapping[str, Any]) -> str:
+    """Return how a fusion got its weights; nothing for other runs."""
+    searched_on, by = text(config.get("searched_on")), text(config.get("selected_by"))
+    where = {
+        "validation": "the fold's validation scores",
+        "other-folds": "the test scores of the other folds, never of the fold that is scored",
+    }
+    if not searched_on:
+        return "given" if "fused" in config else ""
+    how = "learned (logistic stacking)" if config.get("method") == "stack" else "searched"
+    return f"{how} on {where.get(searched_on, searched_on)}" + (f", by {by.upper()}" if by else "")
 
 
 def _kind(kind: str) -> str:
