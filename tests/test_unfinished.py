@@ -1,5 +1,10 @@
 """Training that was stopped goes on to the same numbers as training that never was."""
 
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +16,7 @@ import torch
 from makers import write_corpus
 from speech_task import make_task
 
+from featcache import Manifest
 from featcache.extract import Options, extract
 from featcache.streams.log_mel import LogMel
 from heads.head import FitSettings, GradientHead, Outcome, Task
@@ -127,3 +133,60 @@ def test_nothing_is_kept_more_often_than_asked(task: Task, tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         LayerMix().train(kept, SETTINGS, stop_at(20))
     assert not (tmp_path / "kept").exists()
+
+
+_TRAIN = """
+import sys
+from functools import partial
+from pathlib import Path
+from featcache.manifest import Manifest
+from heads.head import FitSettings
+from heads.unfinished import Unfinished
+from pipelines import train_heads
+from pipelines.config import TrainConfig
+
+folder, out = map(Path, sys.argv[1:])
+train_heads.Unfinished = partial(Unfinished, every_s=0.0)
+settings = FitSettings(steps=1500, eval_every=10, batch_size=4)
+config = TrainConfig(head="mean_pool", streams=("log_mel",), folds="speaker", fit=settings, device="cpu")
+train_heads.run(config, Manifest.read(folder / "m.jsonl"), folder / "cache", out)
+"""
+
+
+def newest(folder: Path) -> float:
+    """Return when the latest state below a folder was written; 0 where there is none."""
+    times = [0.0]
+    for path in folder.rglob("*.safetensors"):
+        with suppress(FileNotFoundError):  # the run ended meanwhile
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+@pytest.mark.heavy
+def test_training_that_is_killed_at_random_instants_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", [0.4 + 0.05 * number for number in range(24)], speakers=3)
+    manifest.write(tmp_path / "m.jsonl")
+    extract(Manifest.read(tmp_path / "m.jsonl"), tmp_path / "cache", LogMel(), Options(device="cpu"))
+
+    def start(out: Path) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", _TRAIN, str(tmp_path), str(out)]
+        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    assert start(tmp_path / "whole").wait() == 0
+    generator = np.random.default_rng(0)
+    killed = 0
+    for _ in range(12):
+        process = start(tmp_path / "broken")
+        began_s = time.time()
+        while process.poll() is None and newest(tmp_path / "broken") <= began_s:
+            time.sleep(0.01)
+        time.sleep(float(generator.uniform(0, 0.3)))  # from its first new state on, at any instant
+        killed += process.poll() is None
+        process.kill()
+        if process.wait() == 0:
+            break
+    assert killed >= 2
+    assert start(tmp_path / "broken").wait() == 0
+    for name in ("scores.csv", "validation_scores.csv", "curves.csv", "candidates.csv", "weights.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (tmp_path / "broken" / ".unfinished").exists()
