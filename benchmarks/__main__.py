@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines.show import table
 
-NAMES = ("reading", "extraction", "alignment", "training")
+NAMES = ("reading", "extraction", "alignment", "wrong_texts", "training")
 PACKAGES = ("featcache", "torch", "transformers", "zarr", "h5py", "numpy", "pocketsphinx")
 
 

@@ -36,9 +36,12 @@ class Unfinished:
     every_s: float = 60.0
 
     def save(self, job: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Keep the state of a job, in place of the one before."""
+        """Keep the state of a job, in place of the one before; training goes on where it cannot be written."""
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        write_atomically(self.folder / f"{job}.safetensors", save(plain, {"facts": json.dumps(facts)}))
+        try:
+            write_atomically(self.folder / f"{job}.safetensors", save(plain, {"facts": json.dumps(facts)}))
+        except OSError as error:
+            logger.warning("%s: what is done so far cannot be kept (%s); training goes on.", self.folder, error)
 
     def load(self, job: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return the state of a job; None where there is none, or where it is damaged."""

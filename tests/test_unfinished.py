@@ -128,6 +128,22 @@ def test_the_same_command_goes_on_and_leaves_nothing_behind(tmp_path: Path, monk
     assert whole.run.metrics["mean"]["ua"] > 0
 
 
+def test_training_goes_on_where_nothing_can_be_kept(
+    task: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")  # a folder cannot be made below it
+    kept = replace(
+        task, streams={"toy": task.streams["toy"]}, folds=task.folds[:1],
+        unfinished=Unfinished(tmp_path / "file" / "kept", every_s=0.0),
+    )  # fmt: skip
+    one = FitSettings(steps=12, eval_every=4, batch_size=4)
+    same(
+        MeanPool().train(kept, one, lambda *_: None),
+        MeanPool().train(replace(kept, unfinished=None), one, lambda *_: None),
+    )
+    assert "cannot be kept" in caplog.text
+
+
 def test_nothing_is_kept_more_often_than_asked(task: Task, tmp_path: Path) -> None:
     kept = replace(task, streams={"toy": task.streams["toy"]}, unfinished=Unfinished(tmp_path / "kept"))
     with pytest.raises(KeyboardInterrupt):
