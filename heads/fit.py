@@ -20,7 +20,8 @@ import torch.nn.functional as F
 
 from featcache.errors import ProtocolError
 from heads.folds import Fold
-from heads.head import Candidate, FitSettings, GradientHead, Inputs, OnProgress, Outcome, Task
+from heads.head import Candidate, FitSettings, GradientHead, OnProgress, Outcome, Task
+from heads.inputs import Inputs
 from heads.layers import LayerMix
 from heads.members import Alone, Members, State
 from heads.metrics import ua, wa

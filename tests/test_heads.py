@@ -21,7 +21,8 @@ from featcache.stream import Features, StreamSpec
 from featcache.view import View
 from heads.fit import fit
 from heads.folds import make_folds
-from heads.head import FitSettings, FrameInputs, Head, StatsInputs, Task
+from heads.head import FitSettings, Head, Task
+from heads.inputs import FrameInputs, StatsInputs
 from heads.layers import LayerMix, Standardise, masked_mean
 from heads.members import MemberAdamW, Members
 from heads.metrics import ua

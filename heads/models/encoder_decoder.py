@@ -28,7 +28,8 @@ from featcache.errors import ConfigError, ProtocolError, StreamError
 from featcache.manifest import Utterance
 from featcache.speakers import speaker_means
 from featcache.view import View
-from heads.head import GradientHead, Inputs, Task, features_of
+from heads.head import GradientHead, Task, features_of
+from heads.inputs import Inputs
 from heads.layers import LayerMix
 from heads.models._encoder_decoder import Decoder, Encoder, PhoneEncoder, PostNet, SpeechModel
 

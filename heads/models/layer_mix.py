@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from featcache.view import View
-from heads.head import GradientHead, StatsInputs, Task
+from heads.head import GradientHead, Task
+from heads.inputs import StatsInputs
 from heads.layers import LayerMix as Mix
 from heads.layers import Standardise
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from featcache.view import View
-from heads.head import GradientHead, StatsInputs, Task, chosen_layers
+from heads.head import GradientHead, Task, chosen_layers
+from heads.inputs import StatsInputs
 from heads.layers import Standardise
 
 

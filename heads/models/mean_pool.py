@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from featcache.view import View
-from heads.head import FrameInputs, GradientHead, Task
+from heads.head import GradientHead, Task
+from heads.inputs import FrameInputs
 from heads.layers import LayerMix, masked_mean
 
 

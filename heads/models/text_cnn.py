@@ -28,7 +28,8 @@ from torch import nn
 
 from featcache.errors import ConfigError
 from featcache.view import View
-from heads.head import FrameInputs, GradientHead, Task, chosen_layers
+from heads.head import GradientHead, Task, chosen_layers
+from heads.inputs import FrameInputs
 from heads.layers import LayerMix, masked_mean
 
 _SCORED_TOGETHER = 64

@@ -1,0 +1,107 @@
+"""What modules read: features of all utterances of a task, as tensors, from a view of the cache."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from featcache.view import View
+from heads.layers import Standardise
+
+_EVAL_BATCH = 256
+_EVAL_BYTES = 256 * 2**20
+
+
+class Inputs(ABC):
+    """Features of all utterances of a task, as tensors for modules."""
+
+    @abstractmethod
+    def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Return what modules take, for several members at once.
+
+        Args:
+            indices: ``(members, batch)`` positions in the task's ids.
+            layers: ``(members,)`` the one layer each member reads; None is all layers.
+
+        Returns:
+            Tensors whose first two axes are members and batch.
+        """
+
+    def training_batch(
+        self, indices: torch.Tensor, layers: torch.Tensor | None, generator: torch.Generator
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what modules take in training, where that is something else: windows drawn at random, targets."""
+        return self.batch(indices, layers)
+
+    def scored(
+        self, positions: torch.Tensor, layers: torch.Tensor | None
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Return what one member takes to score utterances, and the utterance of each row.
+
+        Args:
+            positions: ``(utterances,)`` positions in the task's ids.
+            layers: ``(1,)`` the layer the member reads; None is all layers.
+
+        Returns:
+            Tensors whose first axis is rows; and ``(rows,)`` indices into `positions`. The probabilities of an
+            utterance's rows are averaged.
+        """
+        batch = self.batch(positions[None], layers)
+        return tuple(item[0] for item in batch), torch.arange(len(positions))
+
+    def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return how to split utterances into batches that can be scored at once.
+
+        Args:
+            positions: ``(utterances,)`` positions in the task's ids.
+
+        Returns:
+            Indices into `positions`, ``(batch,)`` each; every index is in one of them, in any order.
+        """
+        return torch.arange(len(positions)).split(_EVAL_BATCH)
+
+
+class StatsInputs(Inputs):
+    """The stats tier: ``(utterances, layers, dim)`` of the mean, or of mean and standard deviation joined."""
+
+    def __init__(self, view: View, with_std: bool) -> None:
+        mean, std = view.stats()
+        self.values = torch.cat([mean, std], dim=-1) if with_std else mean
+
+    def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Return ``(members, batch, layers, dim)``, or ``(members, batch, dim)`` of one layer each."""
+        indices = indices.to(self.values.device)
+        if layers is None:
+            return (self.values[indices],)
+        return (self.values[indices, layers.to(self.values.device)[:, None]],)
+
+    def standardise(self, module: Standardise, train: torch.Tensor, layer: int | None) -> None:
+        """Give a module the mean and standard deviation over a training part, of one layer or of each."""
+        [values] = self.batch(train[None], None if layer is None else torch.tensor([layer]))
+        std, mean = torch.std_mean(values[0], dim=0, correction=0)
+        module.set_from(mean, std)
+
+
+class FrameInputs(Inputs):
+    """Whole utterances, padded: ``(1, batch, layers, frames, dim)`` and lengths ``(1, batch)``; one member only."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Return frames and lengths of the one member's batch."""
+        frames, lengths = self.view.padded(indices[0])
+        return frames[None], lengths[None]
+
+    def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return utterances of like length together, at most 256 MiB padded, or one that alone is larger."""
+        lengths = self.view.lengths[positions]
+        order = lengths.argsort(descending=True, stable=True)
+        frame_bytes = 4 * len(self.view.layers) * self.view.stream.spec.dim  # padded() gives float32
+        chunks = []
+        while len(order):
+            longest = int(lengths[order[0]])
+            size = min(_EVAL_BATCH, max(1, _EVAL_BYTES // (frame_bytes * longest)))
+            chunks.append(order[:size])
+            order = order[size:]
+        return chunks
