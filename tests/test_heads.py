@@ -233,7 +233,7 @@ def test_scores_are_in_the_order_of_the_ids_however_evaluation_is_split(
     one_fold = Task(task.streams, task.ids, task.labels, task.classes, (shuffled,))
     [together] = MeanPool().train(one_fold, settings, lambda *_: None)
     for num_bytes in (1, 3 * 4 * LAYERS * 11 * DIM):
-        monkeypatch.setattr("heads.head._EVAL_BYTES", num_bytes)
+        monkeypatch.setattr("heads.inputs._EVAL_BYTES", num_bytes)
         [split] = MeanPool().train(one_fold, settings, lambda *_: None)
         np.testing.assert_allclose(split.test, together.test, rtol=1e-5)
         np.testing.assert_allclose(split.validation, together.validation, rtol=1e-5)
@@ -241,7 +241,7 @@ def test_scores_are_in_the_order_of_the_ids_however_evaluation_is_split(
 
 def test_whole_utterances_are_evaluated_in_batches_of_bounded_size(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     frame_bytes = 4 * LAYERS * DIM
-    monkeypatch.setattr("heads.head._EVAL_BYTES", 30 * frame_bytes)
+    monkeypatch.setattr("heads.inputs._EVAL_BYTES", 30 * frame_bytes)
     inputs = FrameInputs(View(task.streams["toy"], task.ids))
     positions = torch.arange(len(task.ids)).flip(0)[:50]
     chunks = inputs.chunks(positions)
@@ -250,7 +250,7 @@ def test_whole_utterances_are_evaluated_in_batches_of_bounded_size(task: Task, m
         frames, _ = inputs.batch(positions[chunk][None], None)
         assert frames.nbytes <= 30 * frame_bytes
     assert max(len(chunk) for chunk in chunks) > 1
-    monkeypatch.setattr("heads.head._EVAL_BYTES", 1)
+    monkeypatch.setattr("heads.inputs._EVAL_BYTES", 1)
     assert [len(chunk) for chunk in inputs.chunks(positions)] == [1] * 50
 
 
