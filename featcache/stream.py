@@ -19,8 +19,8 @@ from featcache.files import canonical_json
 if TYPE_CHECKING:
     from featcache.manifest import Manifest, Utterance
 
-InputKind = Literal["audio", "text", "speech"]
-"""What a stream is fed: samples, a text, or a :class:`Speech`."""
+InputKind = Literal["audio", "text", "speech", "cache"]
+"""What a stream is fed: samples, a text, a :class:`Speech`; or other streams of the cache alone, by a trained head."""
 
 DTYPES = ("float16", "float32", "int8")
 """Types that frames can be stored in, as the user chooses."""
@@ -97,7 +97,7 @@ class StreamSpec:
     Attributes:
         kind: the stream's public name.
         version: raised by its author whenever the same settings give other numbers.
-        input: what an utterance gives: its audio, its text, or both as speech.
+        input: what an utterance gives: its audio, its text, both as speech, or what the cache holds of it.
         settings: every setting, resolved.
         layers: name of each layer, in order.
         dim: size of a frame.

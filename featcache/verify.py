@@ -1,18 +1,17 @@
 """Checking a cache: what its indices promise against what its parts hold; and what it holds of a manifest."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.alignment import content_digest, read
 from featcache.cache import Cache, CachedStream
 from featcache.errors import CacheError, FeatcacheError
 from featcache.index import Index
 from featcache.integrity import part_problems
 from featcache.manifest import Manifest, Utterance
 from featcache.plan import changed_input, read_input
-from featcache.stream import StreamSpec
+from featcache.sources import changed_sources
 
 
 @dataclass(frozen=True)
@@ -104,34 +103,15 @@ def coverage(
         stream = cache[name]
         failures = stream.failures
         held = [item for item in manifest.ids if item in stream]
-        changed = changed_inputs(stream, manifest.select(held), on_checked) if inputs else {}
-        changed = _changed_sources(cache, stream, held) | changed
+        reads_cache = stream.spec.input == "cache"
+        changed = changed_inputs(stream, manifest.select(held), on_checked) if inputs and not reads_cache else {}
+        changed = changed_sources(cache, stream, held) | changed
         changed = {item: reason for item, reason in changed.items() if item not in failures}
         present = [item for item in held if item not in changed and item not in failures]
         failed = {item: failures[item] for item in manifest.ids if item in failures}
         missing = [item for item in manifest.ids if item not in stream and item not in failed]
         result.append(Coverage(name, present, changed, failed, missing))
     return result
-
-
-def _changed_sources(cache: Cache, stream: CachedStream, ids: Sequence[str]) -> dict[str, str]:
-    """Return id to reason, of utterances whose alignment in the cache is no longer the one that phones were made of."""
-    made_of = stream.spec.settings.get("alignment")
-    if not isinstance(made_of, Mapping):
-        return {}
-    name = StreamSpec.from_json(made_of).name
-    if name not in cache:
-        return {}
-    source = cache[name]
-    failures = source.failures
-    changed = {}
-    for item in ids:
-        digest = stream.locate(item).entry.input.partition("+")[2]
-        if item in failures or item not in source:
-            changed[item] = "its alignment has failed since"
-        elif content_digest(read(source, item)) != digest:
-            changed[item] = "its alignment changed"
-    return changed
 
 
 def changed_inputs(

@@ -83,6 +83,8 @@ class Task:
         folds: the folds.
         device: where training runs.
         speakers: speaker of each utterance; empty where nobody asked.
+        places: where what is classified are frames and not utterances: the utterance and the frame (of the stream read)
+            that each of `ids` stands for; empty otherwise.
         unfinished: where training that is not finished is kept; None keeps nothing.
     """
 
@@ -93,6 +95,7 @@ class Task:
     folds: Sequence[Fold]
     device: str = "cpu"
     speakers: Sequence[str | None] = ()
+    places: Sequence[tuple[str, int]] = ()
     unfinished: Unfinished | None = None
     _positions: dict[str, int] = field(init=False, repr=False, compare=False)
 
@@ -126,6 +129,21 @@ def features_of(head: str, stream: CachedStream) -> CachedStream:
             f"{'times' if stream.spec.axis == 'intervals' else 'ids'}. Name another stream."
         )
     return stream
+
+
+@dataclass(frozen=True)
+class CodeShape:
+    """Form of the codes that a head's module gives.
+
+    Attributes:
+        blocks: codes of one row, such as a window; they follow one another in time.
+        dim: size of a code.
+        shift_s: time from one code to the next, in seconds.
+    """
+
+    blocks: int
+    dim: int
+    shift_s: float
 
 
 @dataclass(frozen=True)
@@ -252,6 +270,14 @@ class GradientHead(Head, Generic[InputsT]):
         if self.tier == "stats":
             return (torch.zeros(2, num_layers, dim),)
         return torch.zeros(2, num_layers, 100, dim), torch.full((2,), 100)
+
+    def code_shape(self, task: Task) -> CodeShape | None:
+        """Return the form of the codes between what is read and what is classified; None where there are none."""
+        return None
+
+    def codes(self, module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return codes ``(rows, blocks, dim)`` of what :meth:`Inputs.scored` gives; for heads that have them."""
+        raise NotImplementedError(f"{self.kind()} has no codes")
 
     def layers(self, num_layers: int) -> Sequence[int | None]:
         """Return the layers to try, one candidate each; None is all layers together."""

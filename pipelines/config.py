@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -216,6 +216,21 @@ def train_config(preset: Mapping[str, Any], options: Mapping[str, Any], override
             raise ConfigError(f"{name} takes values by name, such as {name}.NAME=VALUE, got {values[name]!r}.")
     values["fit"] = build(FitSettings, values["fit"], "fit")
     return build(TrainConfig, values, "train")
+
+
+def recorded_config(record: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration that a run was trained by, from its ``config.yaml``.
+
+    Raises:
+        ConfigError: it is not that of a training.
+    """
+    names = [item.name for item in fields(TrainConfig)]
+    lacking = [name for name in ("head", "streams", "fit", "folds") if name not in record]
+    if lacking:
+        raise ConfigError(f"config.yaml does not say {', '.join(lacking)}: it is not that of a trained head.")
+    values = {name: record[name] for name in names if name in record}
+    values["fit"] = build(FitSettings, values["fit"], "fit")
+    return build(TrainConfig, values | {"streams": tuple(values["streams"])}, "train")
 
 
 def preset_runs(preset: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -120,6 +120,8 @@ def run(
         on_message(f"{folds.num_unlabelled} utterances are left out: they have no {config.label}.")
     for problem in folds.problems:
         on_message(str(problem))
+    used = {name for fold in folds for ids in fold.parts.values() for name in ids}
+    kept = [utterance for utterance in kept if utterance.id in used]
     digest = config.digest(
         [stream.name for stream in streams.values()],
         [_facts(utterance, streams.values()) for utterance in kept],

@@ -28,7 +28,7 @@ from featcache.errors import ConfigError, ProtocolError, StreamError
 from featcache.manifest import Utterance
 from featcache.speakers import speaker_means
 from featcache.view import View
-from heads.head import GradientHead, Task, features_of
+from heads.head import CodeShape, GradientHead, Task, features_of
 from heads.inputs import Inputs
 from heads.layers import LayerMix
 from heads.models._encoder_decoder import Decoder, Encoder, PhoneEncoder, PostNet, SpeechModel
@@ -147,6 +147,18 @@ class EncoderDecoder(GradientHead["WindowInputs"]):
             return batch
         phones = torch.zeros(2, self.window, sizes["num_phones"])
         return (*batch, phones, torch.zeros(2, self.window, sizes["num_mels"]))
+
+    def code_shape(self, task: Task) -> CodeShape:
+        """Return the form of a window's codes."""
+        bottleneck, factor = self._sizes()
+        shift_s = self.roles(task)["log_mel"].spec.frame_shift_s
+        return CodeShape(self.window // factor, 2 * bottleneck, factor * (shift_s or 0.0))
+
+    def codes(self, module: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return the codes of windows, ``(rows, blocks, 2 * bottleneck)``."""
+        if not isinstance(module, SpeechModel):
+            raise TypeError(f"got a {type(module).__name__}, expected what module() returns")
+        return module.codes(*batch)
 
     def module(
         self,

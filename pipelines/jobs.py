@@ -1,0 +1,181 @@
+"""Several pieces of work at once, each in a process of its own, with its share of the cores.
+
+Light models leave most of a processor idle between their small operations, and one process with all threads is slower
+than several with few. A job is a function with its arguments, pickled to a child that this module starts; the child
+tells how far it is, and ends when its parent does, however that ends.
+"""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+from featcache.errors import FeatcacheError
+
+_BOOT = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import json, sys; "
+    "sys.path[:] = json.loads(sys.argv[1]); from pipelines import jobs; jobs._serve()"
+)
+_TOLD_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work.
+
+    Attributes:
+        name: unique among the jobs of a call.
+        work: called in the child as ``work(on_progress=..., on_message=...)``; its result is not used. It must be a
+            function of a module, or a ``functools.partial`` of one.
+    """
+
+    name: str
+    work: Callable[..., Any]
+
+
+def run(
+    jobs: Sequence[Job],
+    at_once: int,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_message: Callable[[str, str], None] = lambda *_: None,
+) -> dict[str, str]:
+    """Run jobs, in their order, a number of them at a time; one that fails does not stop the others.
+
+    Args:
+        jobs: the jobs.
+        at_once: most processes at a time; the cores are shared out among them.
+        on_progress: called with a job's name, what it has done and what there is to do; one call at a time.
+        on_message: called with a job's name and a sentence; one call at a time.
+
+    Returns:
+        Name to a sentence, of jobs that failed.
+    """
+    if not jobs:
+        return {}
+    at_once = max(1, min(at_once, len(jobs)))
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    lock = threading.Lock()
+    children: list[_Child] = []
+    failures: dict[str, str] = {}
+
+    def work(job: Job) -> None:
+        with lock:
+            child = _Child(job, threads)
+            children.append(child)
+        for reply in child.replies():
+            with lock:
+                if "progress" in reply:
+                    on_progress(job.name, *reply["progress"])
+                elif "message" in reply:
+                    on_message(job.name, reply["message"])
+                else:
+                    failures[job.name] = reply["failure"]
+
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(work, job) for job in jobs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            with lock:
+                for child in children:
+                    child.kill()
+            raise
+    return {job.name: failures[job.name] for job in jobs if job.name in failures}
+
+
+class _Child:
+    """A process that does one job, seen from the parent."""
+
+    def __init__(self, job: Job, threads: int) -> None:
+        path = [os.path.abspath(entry) for entry in sys.path]
+        self._told = tempfile.TemporaryFile()  # noqa: SIM115  what it and its libraries print
+        shares = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._told, env={**os.environ, **shares},
+        )  # fmt: skip
+        self._input, self._output = (cast(IO[bytes], pipe) for pipe in (self._process.stdin, self._process.stdout))
+        with suppress(OSError):  # it died: its exit says so
+            pickle.dump(job.work, self._input, pickle.HIGHEST_PROTOCOL)
+            self._input.flush()
+
+    def replies(self) -> Iterator[dict[str, Any]]:
+        """Yield what the child tells, and at last how it failed, if it did."""
+        finished = False
+        try:
+            for line in self._output:
+                reply = json.loads(line)
+                finished = finished or "done" in reply or "failure" in reply
+                if "done" not in reply:
+                    yield reply
+            code = self._process.wait()
+            if not finished:
+                yield {"failure": self._how(code)}
+        finally:
+            self.kill()
+            self._process.wait()
+            for file in (self._input, self._output, self._told):
+                with suppress(OSError):
+                    file.close()
+
+    def kill(self) -> None:
+        """End it, at work or not."""
+        self._process.kill()
+
+    def _how(self, code: int) -> str:
+        how = (
+            f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+        )
+        self._told.seek(max(0, self._told.seek(0, os.SEEK_END) - 4096))
+        lines = self._told.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"{how}, with {last[:300]!r}" if last else how
+
+
+def _serve() -> None:
+    """Do the job that stands on standard input: what a child does."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries may print
+    work = pickle.load(sys.stdin.buffer)  # noqa: S301  of our own parent
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    told_s = 0.0
+
+    def tell(**reply: Any) -> None:
+        try:
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+        except OSError:
+            os._exit(1)  # nobody listens any more
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal told_s
+        if done == total or time.monotonic() - told_s >= _TOLD_EVERY_S:
+            told_s = time.monotonic()
+            tell(progress=[done, total])
+
+    try:
+        work(on_progress=on_progress, on_message=lambda text: tell(message=text))
+    except (FeatcacheError, OSError) as error:
+        tell(failure=str(error))
+    else:
+        tell(done=True)
+
+
+def _end_with_parent() -> None:
+    """End the process when its input does: the parent is gone."""
+    while os.read(0, 1):  # not by sys.stdin, whose lock the end of the interpreter would wait for
+        pass
+    os._exit(1)
