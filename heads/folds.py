@@ -246,7 +246,7 @@ def _random(corpus: Sequence[Utterance], argument: str, seed: int) -> list[Fold]
         raise ProtocolError(
             f"'random:K' needs a whole number K from 2 to the number of utterances ({len(corpus)}), got {argument!r}."
         )
-    rank = _ranking(seed, "random")
+    rank = ranking(seed, "random")
     # Dealt like cards, class after class: each class, and the whole, is spread evenly to within one.
     dealt = sorted(corpus, key=lambda utterance: (str(utterance.label), rank(utterance.id)))
     folds: list[Fold] = []
@@ -257,7 +257,7 @@ def _random(corpus: Sequence[Utterance], argument: str, seed: int) -> list[Fold]
     return folds
 
 
-def _ranking(seed: int, *purpose: str) -> Callable[[str], bytes]:
+def ranking(seed: int, *purpose: str) -> Callable[[str], bytes]:
     """Return a function that gives each text a place in a random order of its own seed and purpose."""
     key = blake2b(canonical_json([seed, *purpose])).digest()
     return lambda text: blake2b(text.encode("utf-8"), digest_size=16, key=key).digest()
@@ -269,7 +269,7 @@ def _cut(fold: Fold, corpus: Sequence[Utterance], share: float, by: str, seed: i
     train = [utterance for utterance in corpus if utterance.id in inside]
     if not train:
         return fold  # check_folds says so
-    rank = _ranking(seed, "validation", fold.name)
+    rank = ranking(seed, "validation", fold.name)
     chosen = _choose_utterances(train, share, rank) if by == "utterance" else _choose_speakers(train, share, rank, fold)
     left = tuple(name for name in fold.train if name not in chosen)
     return replace(fold, train=left, validation=tuple(name for name in fold.train if name in chosen))

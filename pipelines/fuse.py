@@ -27,7 +27,7 @@ from heads.fusion_data import SearchOn, SelectBy
 from heads.fusion_search import Searched, search_runs
 from heads.fusion_stack import COST, Stacked, stack_runs
 from heads.runs import Run, read_run, write_run
-from pipelines.train_heads import FUSION_FILES, TRAINING_FILES, check_folder
+from pipelines.run_folders import FUSION_FILES, TRAINING_FILES, check_folder
 
 _SPACES: dict[str, Space] = {"prob": "prob", "log": "log"}
 _SEARCHED: dict[str, SearchOn] = {"validation": "validation", "other-folds": "other-folds"}

@@ -34,6 +34,7 @@ from heads.models.svm import Svm
 LAYERS, DIM = 4, 6
 QUICK = FitSettings(steps=150, eval_every=25, learning_rate=(0.05,), batch_size=16)
 SMALL = {
+    "mlp_probe": {"layer": 2, "hidden": (16, 8)},
     "encoder_decoder": {
         "window": 8, "bottleneck": 4, "factor": 4, "channels": 12, "phone_channels": 8, "phone_dim": 3,
         "decoder_channels": 8, "decoder_dim": 6, "post_net_channels": 8, "dropout": 0.0,

@@ -1,0 +1,186 @@
+"""What every kind of training leaves in a run folder, and how a run that lies there is recognised."""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from featcache import __version__
+from featcache.cache import CachedStream
+from featcache.errors import ConfigError, ProtocolError
+from featcache.files import write_atomically
+from featcache.manifest import Utterance
+from heads.fold_files import save_folds
+from heads.folds import Fold
+from heads.head import Outcome, Task
+from heads.runs import Run, read_run, write_run
+from heads.scores import Scores
+
+TRAINING_FILES = (
+    "folds.json", "candidates.csv", "curves.csv", "layer_weights.csv", "weights.safetensors", "log.txt",
+)  # fmt: skip
+"""What a training leaves in a run folder beside the scores."""
+
+FUSION_FILES = ("fusion_weights.csv", "fusion_curve.csv", "fusion_coefficients.csv")
+"""What a fusion leaves there instead."""
+
+UNFINISHED = ".unfinished"
+
+_FILES = {
+    "scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES, UNFINISHED,
+}  # fmt: skip
+
+
+def facts(utterance: Utterance, streams: Iterable[CachedStream]) -> list[Any]:
+    """Return what a run takes from an utterance: what is known of it, and what each stream read and stored."""
+    entries = [stream.locate(utterance.id).entry for stream in streams]
+    stored = [[entry.input, entry.checksum] for entry in entries]
+    return [utterance.id, utterance.label, utterance.speaker, utterance.session, stored]
+
+
+def membership(fold: Fold) -> list[Any]:
+    """Return a fold as plain values: its name, and the ids of each part."""
+    return [fold.name, *([part, list(ids)] for part, ids in fold.parts.items())]
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a run folder that is a file or would lie below one.
+
+    Raises:
+        ConfigError: it is.
+    """
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{str(nearest)!r} is a file. Give --out a folder.")
+
+
+def existing_run(out: Path, digest: str, overwrite: bool) -> Run | None:
+    """Return the run in `out` if it is the very one wanted.
+
+    Raises:
+        ConfigError: another run, or other files, lie there, or it is no folder.
+    """
+    check_folder(out)
+    if overwrite or not out.exists():
+        return None
+    if (out / "scores.csv").exists():
+        found = read_run(out)
+        if (found.config or {}).get("digest") == digest:
+            return found
+        raise ConfigError(f"{str(out)!r} holds another run. Give another --out, or --overwrite to replace it.")
+    strange = sorted(path.name for path in out.iterdir() if path.name not in _FILES)
+    if strange:
+        raise ConfigError(f"{str(out)!r} holds files that are not of a run ({strange[0]!r}). Give --out a new folder.")
+    return None
+
+
+def write_training(out: Path, task: Task, outcomes: Sequence[Outcome], record: dict[str, Any]) -> Run:
+    """Write all files of a training.
+
+    Args:
+        out: the run folder; what another run left there is replaced.
+        task: what was learnt.
+        outcomes: one for each fold.
+        record: how it was made, in plain values; what each fold chose is added.
+
+    Raises:
+        ProtocolError: no fold has a test part.
+    """
+    from safetensors.numpy import save
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("scores.csv", *FUSION_FILES):  # also of a fusion that lay there
+        (out / name).unlink(missing_ok=True)
+    save_folds(task.folds, out / "folds.json")
+    _write_csv(
+        out / "candidates.csv",
+        [
+            {
+                "fold": outcome.fold,
+                **candidate.settings,
+                **(
+                    {"layer_name": outcome.layer_names[candidate.settings["layer"]]}
+                    if "layer" in candidate.settings
+                    else {}
+                ),
+                "validation": candidate.validation,
+                "test": candidate.test,
+                "chosen": all(outcome.chosen.get(key) == value for key, value in candidate.settings.items()),
+            }
+            for outcome in outcomes
+            for candidate in outcome.candidates
+        ],
+    )
+    _write_csv(out / "curves.csv", [{"fold": one.fold, **point} for one in outcomes for point in one.curve])
+    _write_csv(
+        out / "layer_weights.csv",
+        [
+            {"fold": one.fold, "layer": index, "layer_name": one.layer_names[index], "weight": weight}
+            for one in outcomes
+            if one.layer_weights is not None
+            for index, weight in enumerate(one.layer_weights.tolist())
+        ],
+    )
+    weights = {f"{one.fold}/{name}": values for one in outcomes for name, values in one.weights.items()}
+    if weights:
+        write_atomically(out / "weights.safetensors", save(weights))
+    else:
+        (out / "weights.safetensors").unlink(missing_ok=True)
+    record["chosen"] = {outcome.fold: plain(dict(outcome.chosen)) for outcome in outcomes}
+    log = yaml.safe_dump({key: record[key] for key in ("versions", "seconds", "problems", "chosen")}, sort_keys=False)
+    write_atomically(out / "log.txt", log.encode())
+    scores = _scores(task, outcomes, "test")
+    if scores is None:
+        raise ProtocolError("No fold has a test part, so there is nothing to score.")
+    return write_run(out, scores, _scores(task, outcomes, "validation"), record)
+
+
+def _scores(task: Task, outcomes: Sequence[Outcome], part: str) -> Scores | None:
+    folds = {fold.name: fold for fold in task.folds}
+    rows = [
+        (name, outcome.fold, task.classes[task.labels[task.positions([name])[0]]], probabilities)
+        for outcome in outcomes
+        for name, probabilities in zip(getattr(folds[outcome.fold], part), getattr(outcome, part), strict=True)
+    ]
+    if not rows:
+        return None
+    ids, names, labels, values = zip(*rows, strict=True)
+    return Scores(ids, names, labels, task.classes, np.stack(values))
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of the same columns; no file for no rows."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def plain(value: Any) -> Any:
+    """Return a value as YAML can hold it."""
+    return json.loads(json.dumps(value))
+
+
+def versions() -> dict[str, str]:
+    """Return the releases of what computed a run, for readers."""
+    import sklearn
+    import torch
+
+    return {
+        "featcache": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
