@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from featcache.errors import FeatcacheError
-from pipelines import cli_alignment
+from pipelines import cli_alignment, cli_codes, cli_reproduce
 from pipelines.options import (
     PARTLY,
     CacheArg,
@@ -170,11 +170,18 @@ def coverage(
 def verify(
     cache: CacheArg,
     fast: Annotated[bool, typer.Option("--fast", help="Shapes and types only, not every byte.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop what is broken; the same extract then computes it again.")
+    ] = False,
 ) -> None:
-    """Compare every byte of a cache with the checksums in its indices."""
+    """Compare every byte of a cache with the checksums in its indices.
+
+    Exit code 1: something is broken; 3: it was, and --repair dropped it.
+    """
     from pipelines import verify as pipeline
 
-    raise typer.Exit(1 if pipeline.run(cache, not fast, typer.echo) else 0)
+    problems = pipeline.run(cache, not fast, typer.echo, repair)
+    raise typer.Exit(0 if not problems else PARTLY if repair else 1)
 
 
 @app.command("train-heads")
@@ -294,6 +301,8 @@ def report(
 
 
 app.add_typer(cli_alignment.app)
+app.add_typer(cli_codes.app)
+app.add_typer(cli_reproduce.app)
 
 
 @app.command()

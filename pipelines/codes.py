@@ -88,7 +88,7 @@ def read_weights(run_folder: Path) -> dict[str, dict[str, np.ndarray]]:
         )
     try:
         stored = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:  # the last: types NumPy lacks
         raise ScoresError(f"{str(path)!r} is damaged ({error}). Train the run again with --overwrite.") from None
     weights: dict[str, dict[str, np.ndarray]] = {}
     for name, values in stored.items():

@@ -133,7 +133,21 @@ def _settings(stream: CachedStream) -> list[str]:
     if spec.checkpoint is not None:
         named = {key: value[:12] if key.endswith("sha256") else value for key, value in spec.checkpoint.items()}
         lines.append(f"  weights: {', '.join(f'{key} {value}' for key, value in named.items())}")
-    return lines
+    return lines + _int8_errors(stream)
+
+
+def _int8_errors(stream: CachedStream) -> list[str]:
+    """Return what int8 cost the frames held at present, where it was measured."""
+    measured = {name: stream.locate(name).index.int8_errors.get(name) for name in stream.ids}
+    errors = {name: each for name, each in measured.items() if each}
+    if not errors:
+        return []
+    worst, name, layer = max((max(each), name, each.index(max(each))) for name, each in errors.items())
+    mean = sum(sum(each) / len(each) for each in errors.values()) / len(errors)
+    return [
+        f"  int8: relative error {100 * mean:.2g} % in the mean, at most {100 * worst:.2g} % ({name!r}, "
+        f"{stream.spec.layers[layer]})"
+    ]
 
 
 def _short(value: object) -> str:
@@ -211,9 +225,9 @@ def plugins() -> str:
 
 
 @contextmanager
-def bar(name: str) -> Iterator[OnProgress]:
+def bar(name: str, unit: str = " steps") -> Iterator[OnProgress]:
     """Show a progress bar; yields a function that takes what is done and what there is to do."""
-    with tqdm(desc=name, unit=" steps", file=sys.stderr, mininterval=interval_s()) as progress:
+    with tqdm(desc=name, unit=unit, file=sys.stderr, mininterval=interval_s()) as progress:
 
         def advance(done: int, total: int) -> None:
             progress.total = total

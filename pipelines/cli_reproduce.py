@@ -1,0 +1,84 @@
+"""The command that reproduces a paper: every row of its tables, over a cache."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.options import PARTLY, CacheOpt, DeviceOpt, ManifestArg, interruptible
+
+app = typer.Typer()
+
+
+@app.command()
+@interruptible("What was finished is kept, and what was begun goes on: run the same command again.")
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="Paper, such as makiuchi2021, or a YAML file.", metavar="PAPER")],
+    manifest: ManifestArg,
+    cache: CacheOpt = Path("cache"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the runs and the tables.")] = Path("runs/paper"),
+    demo: Annotated[bool, typer.Option("--demo", help="Run small forms that need no download and no GPU.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", min=1, help="Trainings at a time, each in a process.", show_default="one a core; one on a GPU"
+        ),
+    ] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            "--folds", help="session, speaker, split, column:NAME, random:K or a file.", show_default="the paper's"
+        ),
+    ] = None,
+    allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
+    stream: Annotated[
+        list[str] | None, typer.Option("--stream", help="Full name of a stream to take for its kind; repeatable.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of every training, such as fit.steps=20000.")
+    ] = None,
+    missing: Annotated[
+        str, typer.Option("--missing", help="error, or drop utterances that a stream lacks, from every row.")
+    ] = "error",
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave rows out whose streams the cache lacks.")
+    ] = False,
+    device: DeviceOpt = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other runs in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and run nothing.")] = False,
+) -> None:
+    """Run every row of a paper's tables over a cache, and write the tables, the paper's numbers beside ours.
+
+    What is done is not done again: the same command goes on where it stopped.
+    """
+    values = {
+        "demo": demo, "jobs": jobs, "folds": folds, "allow": tuple(allow or ()), "streams": tuple(stream or ()),
+        "settings": tuple(settings or ()), "missing": missing, "skip_missing": skip_missing,
+        "device": device or "auto", "overwrite": overwrite,
+    }  # fmt: skip
+    raise typer.Exit(_run(paper, manifest, cache, out, values, dry_run))
+
+
+def _run(paper: str, manifest: Path, cache: Path, out: Path, values: dict[str, Any], dry_run: bool) -> int:
+    from tqdm import tqdm
+
+    from featcache.manifest import Manifest
+    from featcache.settings import build
+    from pipelines import reproduce as pipeline
+    from pipelines import reproduce_plan as planning
+    from pipelines.paper import read_paper
+    from pipelines.reporting import tables
+
+    options = build(planning.Options, values, "reproduce")
+    plan = planning.make_plan(read_paper(paper), Manifest.read(manifest), cache, out, options)
+    if dry_run:
+        typer.echo(planning.describe(plan))
+        return PARTLY if plan.missing and not options.skip_missing else 0
+    done = pipeline.run(plan, options, partial(tqdm.write, file=sys.stderr))
+    typer.echo(tables.text(done.document))
+    typer.echo(f"Wrote {out / 'tables.md'}, {out / 'tables.csv'} and {out / 'tables.html'}.")
+    for key, sentence in done.failures.items():
+        typer.echo(f"{key} failed: {sentence}", err=True)
+    return PARTLY if done.failures else 0

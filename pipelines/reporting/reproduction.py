@@ -1,0 +1,319 @@
+"""What is written of a paper that was reproduced: its tables, and how the runs behind them differ from the paper's.
+
+Whatever is said of a run here is read from the run, its streams and the manifest; only the notes stand in the paper's
+file.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from string import ascii_lowercase
+from typing import Any
+
+import numpy as np
+
+from featcache.cache import Cache
+from featcache.manifest import Manifest
+from featcache.stream import StreamSpec
+from heads.folds import KINDS, FoldSet
+from heads.runs import Run
+from pipelines.config import TrainConfig, recorded_config
+from pipelines.paper import Numbers, Paper, PaperTable, Row
+from pipelines.reporting.facts import inputs
+from pipelines.reporting.figures import Plot
+from pipelines.reporting.tables import Document, Grid, Line, Table, Values
+from pipelines.reporting.wording import percent, text
+from pipelines.reproduce_plan import Plan, Training, differences, kind_of
+
+SYNTHETIC = "Synthetic speech: these numbers say nothing of human speech."
+_RUNS = ("run", "preset", "head", "reads", "training", "utterances", "differs from the paper's preset in")
+
+
+def make_document(
+    plan: Plan,
+    runs: Mapping[str, Run],
+    remarks: Mapping[str, str],
+    figures: Sequence[Plot] = (),
+    places: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None,
+) -> Document:
+    """Return what is written of a paper.
+
+    Args:
+        plan: what was to be done.
+        runs: what was done, by key.
+        remarks: key to why it was not, of what was not done.
+        figures: for the page.
+        places: key to the address of its run in the report.
+        links: text to address of other files.
+    """
+    paper = plan.paper
+    letters = _letters(paper)
+    return Document(
+        title=paper.title,
+        citation=paper.citation,
+        banners=_banners(plan, runs, remarks),
+        facts=_facts(plan, runs),
+        tables=[_table(table, paper, runs, remarks, letters, places or {}) for table in paper.tables],
+        notes={letter: paper.notes[name] for name, letter in letters.items()},
+        runs=_runs(plan, runs),
+        figures=figures,
+        links=links or {},
+    )
+
+
+def _letters(paper: Paper) -> dict[str, str]:
+    """Return a letter for each note, in the order in which the tables refer to them."""
+    names = dict.fromkeys(
+        name
+        for table in paper.tables
+        for source in (table.notes, *(_notes(row, paper) for row in table.rows))
+        for name in source
+    )
+    marks = [*ascii_lowercase, *(f"{one}{other}" for one in ascii_lowercase for other in ascii_lowercase)]
+    return dict(zip(names, marks, strict=False))
+
+
+def _notes(row: Row, paper: Paper) -> tuple[str, ...]:
+    return (*row.notes, *(() if row.run is None else paper.computed[row.run].notes))
+
+
+def _table(
+    table: PaperTable,
+    paper: Paper,
+    runs: Mapping[str, Run],
+    remarks: Mapping[str, str],
+    letters: Mapping[str, str],
+    places: Mapping[str, str],
+) -> Table:
+    lines = [
+        Line(
+            label=row.label,
+            paper={metric: _printed(numbers) for metric, numbers in row.paper.items()},
+            here=_measured(runs.get(row.run or ""), table.metrics),
+            remark="; ".join(_remarks(row, runs, remarks)),
+            notes=sorted({letters[name] for name in _notes(row, paper)}, key=lambda mark: (len(mark), mark)),
+            link=places.get(row.run or "", ""),
+        )
+        for row in table.rows
+    ]
+    return Table(
+        name=table.name,
+        title=table.title,
+        metrics={metric: paper.metrics[metric] for metric in table.metrics},
+        lines=lines,
+        by_fold=table.by_fold,
+        notes=[letters[name] for name in table.notes],
+        fold_names=_fold_names(table, runs),
+    )
+
+
+def _fold_names(table: PaperTable, runs: Mapping[str, Run]) -> list[str]:
+    """Return the names of the folds that were run, where columns called 1, 2, ... would not tell them."""
+    measured = [runs[row.run] for row in table.rows if row.run is not None and row.run in runs]
+    measured = measured if table.by_fold else []
+    names = [fold["fold"] for fold in measured[0].metrics["folds"]] if measured else []
+    return [] if names == [str(number) for number in range(1, len(names) + 1)] else names
+
+
+def _printed(numbers: Numbers) -> Values:
+    """Return the paper's numbers as fractions."""
+    mean = None if numbers.mean is None else numbers.mean / 100
+    std = None if numbers.std is None else numbers.std / 100
+    return Values(mean, std, tuple(number / 100 for number in numbers.folds))
+
+
+def _measured(run: Run | None, metrics: Sequence[str]) -> dict[str, Values]:
+    if run is None:
+        return {}
+    measured = run.metrics
+    folds: Sequence[Mapping[str, Any]] = measured["folds"]
+    return {
+        metric: Values(
+            measured["mean"][metric], measured["std"][metric], tuple(float(fold[metric]) for fold in folds)
+        )
+        for metric in metrics
+    }  # fmt: skip
+
+
+def _remarks(row: Row, runs: Mapping[str, Run], remarks: Mapping[str, str]) -> list[str]:
+    if row.run is None:
+        return ["cited by the paper"]
+    found = [] if row.paper else ["not in the paper"]
+    run = runs.get(row.run)
+    if run is None:
+        return [*found, remarks.get(row.run, "not run")]
+    majority = (run.config or {}).get("majority")
+    if isinstance(majority, Mapping) and majority:
+        found.append(f"always the commonest class: {percent(float(np.mean(list(majority.values()))))} % accuracy")
+    return found
+
+
+def _banners(plan: Plan, runs: Mapping[str, Run], remarks: Mapping[str, str]) -> list[str]:
+    banners = []
+    if any((run.config or {}).get("synthetic") for run in runs.values()) or _is_synthetic(plan.manifest):
+        banners.append(SYNTHETIC)
+    if not _is_papers(plan):
+        banners.append(
+            f"Not the paper's corpus ({plan.paper.corpus.name}): the numbers stand side by side for their form alone."
+        )
+    changed = [
+        key
+        for key, run in runs.items()
+        if key in plan.trainings and _differences(plan.trainings[key], run, Cache(plan.cache))
+    ]
+    if changed:
+        banners.append(
+            f"{len(changed)} of {sum(key in plan.trainings for key in runs)} trainings are not in the paper's form; "
+            "'What was run' says in what they differ."
+        )
+    failed = [key for key, remark in remarks.items() if remark.startswith("failed")]
+    if failed:
+        banners.append(f"Failed: {', '.join(failed)}.")
+    leaks: dict[str, list[str]] = {}
+    for key in plan.trainings:
+        for leak in ((runs[key].config or {}).get("allowed_leaks") or []) if key in runs else []:
+            leaks.setdefault(str(leak), []).append(key)
+    return banners + [f"Allowed leak: {leak} ({', '.join(keys)})" for leak, keys in leaks.items()]
+
+
+def _is_synthetic(manifest: Manifest) -> bool:
+    return any(utterance.extra.get("synthetic") for utterance in manifest)
+
+
+def _is_papers(plan: Plan) -> bool:
+    """Say whether the counts are those of the paper's corpus."""
+    corpus, manifest = plan.paper.corpus, plan.manifest
+    labelled = [utterance for utterance in manifest if utterance.label]
+    return (
+        not _is_synthetic(manifest)
+        and len(labelled) == corpus.utterances
+        and len({utterance.speaker for utterance in labelled}) == corpus.speakers
+        and {utterance.label for utterance in labelled} == set(corpus.classes)
+    )
+
+
+def _facts(plan: Plan, runs: Mapping[str, Run]) -> list[tuple[str, str]]:
+    corpus = plan.paper.corpus
+    sessions = f", {corpus.sessions} sessions" if corpus.sessions else ""
+    kinds = dict.fromkeys(_folds(plan.folds[key], training.config) for key, training in plan.trainings.items())
+    facts = [
+        (
+            "Corpus, paper",
+            f"{corpus.name}: {corpus.utterances:,} utterances, {corpus.speakers} speakers{sessions}, "
+            f"{len(corpus.classes)} classes ({', '.join(corpus.classes)})",
+        ),
+        ("Corpus, here", _corpus(plan.manifest) + ("; the paper's counts" if _is_papers(plan) else "")),
+    ]
+    if plan.num_dropped:
+        facts.append(("Left out", f"{plan.num_dropped} utterances of every row: a stream lacks them"))
+    facts += [("Folds, here", words) for words in kinds]
+    facts.append(("Rows", f"{len(runs)} of {len(plan.paper.computed)} trainings, probes and fusions were run"))
+    return facts
+
+
+def _corpus(manifest: Manifest) -> str:
+    """Return what a manifest holds, in words."""
+    labelled = [utterance for utterance in manifest if utterance.label]
+    classes = Counter(str(utterance.label) for utterance in labelled)
+    parts = [f"{len(labelled):,} utterances"]
+    for column, word in (("speaker", "speakers"), ("session", "sessions")):
+        values = {utterance.column(column) for utterance in labelled} - {None}
+        parts += [f"{len(values)} {word}"] if values else []
+    parts.append(f"{len(classes)} classes ({', '.join(f'{name} {count}' for name, count in sorted(classes.items()))})")
+    if _is_synthetic(manifest):
+        parts.append("synthetic speech")
+    return ", ".join(parts)
+
+
+def _folds(folds: FoldSet, config: TrainConfig) -> str:
+    family = folds.kind.partition(":")[0]
+    meaning = next((words for name, words in KINDS.items() if name.partition(":")[0] == family), "")
+    cut = f"validation: {config.validation:g} of train, by {config.validation_by}" if config.validation else ""
+    kind = PurePath(folds.kind).name + (f" ({meaning})" if meaning else "")
+    independent = "speaker-independent" if folds.speaker_independent else "not speaker-independent"
+    return "; ".join(part for part in (f"{kind}, {len(folds)} folds", independent, cut) if part)
+
+
+def _runs(plan: Plan, runs: Mapping[str, Run]) -> Grid:
+    cache = Cache(plan.cache)
+    rows = []
+    for key, run in runs.items():
+        config = run.config or {}
+        count = f"{len(set(run.scores.ids)):,}"
+        if key in plan.trainings:
+            training, made = plan.trainings[key], recorded_config(config)
+            reads = "; ".join(_stream(cache[name].spec) for name in made.streams)
+            lines = _differences(training, run, cache)
+            rows.append([key, training.preset, made.head, reads, _fit(made), count, "; ".join(lines) or "nothing"])
+        elif key in plan.probes:
+            probe = plan.probes[key]
+            lines = differences(probe.config, probe.published)
+            reads = f"the codes of {probe.of.run}, for {probe.of.target}"
+            rows.append(
+                [key, probe.preset, probe.config.head, reads, _fit(probe.config), count, "; ".join(lines) or "nothing"]
+            )
+        else:
+            rows.append([key, "–", "fusion", _fused(config), text(config.get("method")) or "weights given", count, "–"])
+    return Grid(_RUNS, rows, [False, False, False, False, False, True, False])
+
+
+def _fit(config: TrainConfig) -> str:
+    rates = " or ".join(f"{rate:g}" for rate in config.fit.learning_rate)
+    return f"{config.fit.steps:,} steps of batch {config.fit.batch_size}, rate {rates}"
+
+
+def _fused(config: Mapping[str, Any]) -> str:
+    """Return what was fused, with its weights, fold by fold where each has its own."""
+    weights = config.get("weights")
+    if not isinstance(weights, Mapping):
+        return inputs(config)
+    by_run = zip(*weights.values(), strict=True)
+    return " + ".join(
+        f"{name} × {' | '.join(f'{weight:.2g}' for weight in ours)}"
+        for name, ours in zip(config["fused"], by_run, strict=True)
+    )
+
+
+def _stream(spec: StreamSpec) -> str:
+    """Return a stream with what made it."""
+    made = [spec.checkpoint["name"]] if spec.checkpoint else []
+    digests = [value[:12] for key, value in (spec.checkpoint or {}).items() if key.endswith("sha256")][:1]
+    aligner = _aligner(spec)
+    made += [*digests, *([f"aligned by {aligner}"] if aligner else [])]
+    return spec.name + (f" ({', '.join(made)})" if made else "")
+
+
+def _aligner(spec: StreamSpec) -> str:
+    alignment = spec.settings.get("alignment")
+    return text(alignment.get("settings", {}).get("aligner")) if isinstance(alignment, Mapping) else ""
+
+
+def _differences(training: Training, run: Run, cache: Cache) -> list[str]:
+    """Return what differs between a run and what the paper's preset would have trained, streams first."""
+    made = recorded_config(run.config or {})
+    stated = (training.published_preset.get("extract") or {}).get("streams") or {}
+    ours = {kind_of(name): cache[name].spec for name in made.streams}
+    wanted = [kind for kind in training.published.streams if kind not in ours]
+    instead = [kind for kind in ours if kind not in training.published.streams]
+    lines = []
+    if wanted or instead:
+        lines.append(f"{' and '.join(instead) or 'no stream'} in place of {' and '.join(wanted) or 'none'}")
+    for kind, spec in ours.items():
+        for name, value in (stated.get(kind) or {}).items():
+            found = (spec.checkpoint or {}).get("name") if name == "checkpoint" else spec.settings.get(name)
+            if not _alike(name, found, value):
+                lines.append(f"{name} of {kind} {text(found) or 'unset'} ({text(value) or 'unset'})")
+    aligner = text((stated.get("alignment") or {}).get("aligner"))
+    lines += [
+        f"phones aligned by {_aligner(spec)} ({aligner})"
+        for spec in ours.values()
+        if aligner and _aligner(spec) not in ("", aligner)
+    ]
+    return lines + differences(made, training.published)
+
+
+def _alike(name: str, found: Any, wanted: Any) -> bool:
+    if name == "checkpoint":  # a folder of a checkpoint's name is the checkpoint
+        return PurePath(str(found)).name == PurePath(str(wanted)).name
+    return bool(found == wanted) or (name == "layers" and wanted == "last" and found == "all")

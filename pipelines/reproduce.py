@@ -1,0 +1,322 @@
+"""Run every row of a paper's tables over a cache, and write the tables, the paper's numbers beside ours.
+
+The folder holds, beside a run folder for each training, probe and fusion:
+
+* ``tables.md``, ``tables.csv``, ``tables.html``: the tables;
+* ``report.html``: every run in full;
+* ``projection.svg``: the codes in two dimensions, where the paper's file asks for them.
+
+Trainings run first, then codes, then probes, each stage in processes side by side; fusions and pages take seconds. What
+is done is not done again, and what was begun goes on. A row that fails costs its own numbers and those made of it.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from featcache.errors import ConfigError, FeatcacheError
+from featcache.extract import resolve_device
+from featcache.files import write_atomically
+from featcache.manifest import Manifest
+from heads.head import OnProgress
+from heads.runs import Run, read_run
+from pipelines import codes, fuse, jobs, probe, project, report, train_heads
+from pipelines.extract import interval_s
+from pipelines.jobs import Job
+from pipelines.paper import FusionOf
+from pipelines.reporting import tables
+from pipelines.reporting.figures import Plot, make_plot
+from pipelines.reporting.reproduction import make_document
+from pipelines.reporting.svg import style
+from pipelines.reporting.tables import Document
+from pipelines.reproduce_plan import Options, Plan, Probe, Training, refusal
+
+OnMessage = Callable[[str], None]
+
+_RUNNING_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What reproducing a paper left.
+
+    Attributes:
+        document: the tables.
+        runs: what there is, by key.
+        failures: key to sentence, of what failed.
+    """
+
+    document: Document
+    runs: Mapping[str, Run]
+    failures: Mapping[str, str]
+
+
+def run(plan: Plan, options: Options, on_message: OnMessage = lambda _: None) -> Reproduced:
+    """Run what is planned, and write the tables.
+
+    Args:
+        plan: what is to be done.
+        options: how; those that the plan was made with.
+        on_message: called with a sentence for each thing worth knowing.
+
+    Raises:
+        CacheError: rows lack something, and are not to be left out.
+    """
+    if plan.missing and not options.skip_missing:
+        raise refusal(plan)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    work = _Work(plan, options, on_message)
+    work.train()
+    work.probe()
+    work.fuse()
+    runs = work.runs()
+    written = _pages(plan, runs, work.remarks(), work.project(), on_message)
+    return Reproduced(written, runs, work.failures)
+
+
+class _Work:
+    """The stages; each looks at what failed before it."""
+
+    def __init__(self, plan: Plan, options: Options, on_message: OnMessage) -> None:
+        self._plan, self._options, self._tell = plan, options, on_message
+        self.failures: dict[str, str] = {}
+        self._without_codes: dict[str, str] = {}
+        self._stopped: dict[str, str] = {}
+
+    def train(self) -> None:
+        """Train the runs."""
+        plan, overwrite = self._plan, self._options.overwrite
+        todo = {
+            key: partial(_train, one, plan.manifest, plan.cache, plan.out / key, overwrite)
+            for key, one in plan.trainings.items()
+        }
+        totals = {key: _steps(one, plan) for key, one in plan.trainings.items()}
+        self.failures |= self._stage("training", todo, totals)
+
+    def probe(self) -> None:
+        """Export the codes that probes and the picture read, and train the probes."""
+        plan, options = self._plan, self._options
+        todo = {
+            key: partial(_export, plan.manifest, plan.cache, plan.out / key, options.device) for key in self._encoders()
+        }
+        totals = {key: len(plan.folds[key]) * len(plan.manifest) for key in todo}
+        self._without_codes = self._stage("codes", todo, totals)
+        probes = {}
+        for key, one in plan.probes.items():
+            of = one.of.run
+            if of in self.failures:
+                self._stopped[key] = f"{of} failed"
+            elif of in self._without_codes:
+                self.failures[key] = f"codes of {of}: {self._without_codes[of]}"
+            else:
+                probes[key] = partial(
+                    _probe, one, plan.manifest, plan.cache, plan.out / of, plan.out / key, options.device,
+                    options.overwrite,
+                )  # fmt: skip
+        totals = {key: plan.probes[key].config.fit.steps * len(plan.folds[plan.probes[key].of.run]) for key in probes}
+        self.failures |= self._stage("probes", probes, totals)
+
+    def fuse(self) -> None:
+        """Fuse the runs that there are."""
+        for key, fusion in self._plan.fusions.items():
+            failed = [of for of in fusion.runs if of in self.failures]
+            if failed:
+                self._stopped[key] = f"{' and '.join(failed)} failed"
+                continue
+            try:
+                _fuse(fusion, self._plan.out, self._plan.out / key, self._options.overwrite)
+            except (FeatcacheError, OSError) as error:
+                self.failures[key] = str(error)
+
+    def project(self) -> Plot | None:
+        """Draw the codes; None where there is nothing to draw."""
+        plan = self._plan
+        keys = [key for key in self._encoders() if key in plan.paper.projection and key not in self._without_codes]
+        if not keys:
+            return None
+        try:
+            read = {
+                key: (
+                    plan.out / key,
+                    codes.run(plan.out / key, plan.manifest, plan.cache, device=self._options.device),
+                )
+                for key in keys
+            }
+            with style():
+                figure = project.figure(read, plan.manifest, plan.cache)
+                picture = io.BytesIO()
+                figure.savefig(picture, format="svg", metadata={"Date": None})
+                label = f"Codes of {', '.join(read)} in two dimensions."
+                caption = "A point for each utterance; one fold's model."
+                drawn = make_plot("projection", "The codes in two dimensions", figure, label, caption)
+        except FeatcacheError as error:
+            self._tell(f"The codes are not drawn: {error}")
+            return None
+        write_atomically(plan.out / "projection.svg", picture.getvalue())
+        return drawn
+
+    def runs(self) -> dict[str, Run]:
+        """Return what there is, by key: trainings, probes, fusions."""
+        keys = [*self._plan.trainings, *self._plan.probes, *self._plan.fusions]
+        return {key: read_run(self._plan.out / key) for key in keys if key not in self.failures | self._stopped}
+
+    def remarks(self) -> dict[str, str]:
+        """Return why each of the others is not there."""
+        not_run = dict(self._plan.not_run) | self._stopped
+        return {key: f"not run: {reason}" for key, reason in not_run.items()} | {
+            key: f"failed: {sentence}" for key, sentence in self.failures.items()
+        }
+
+    def _encoders(self) -> list[str]:
+        """Return the runs whose codes are read, and which did not fail."""
+        wanted = {one.of.run for one in self._plan.probes.values()} | set(self._plan.paper.projection)
+        return [key for key in self._plan.trainings if key in wanted and key not in self.failures]
+
+    def _stage(self, title: str, todo: Mapping[str, Callable[..., None]], totals: Mapping[str, int]) -> dict[str, str]:
+        """Run jobs under one bar; return what failed."""
+        if not todo:
+            return {}
+        with _bar(title, totals, self._tell) as bar:
+            failures = jobs.run(
+                [Job(key, work) for key, work in todo.items()], _at_once(self._options), bar.progress, bar.message
+            )
+            bar.finish([key for key in todo if key not in failures])
+        for key, sentence in failures.items():
+            self._tell(f"{key} failed: {sentence}")
+        return failures
+
+
+def _at_once(options: Options) -> int:
+    """Return how many processes work at a time: as many as asked, one on a GPU, or one a core."""
+    if options.jobs is not None:
+        return options.jobs
+    return 1 if resolve_device(options.device).startswith("cuda") else max(1, len(os.sched_getaffinity(0)))
+
+
+def _steps(training: Training, plan: Plan) -> int:
+    return training.config.fit.steps * len(plan.folds[training.key])
+
+
+def _train(
+    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, on_progress: OnProgress,
+    on_message: OnMessage,
+) -> None:  # fmt: skip
+    """Train one run, in a child process."""
+
+    def train(overwrite: bool) -> None:
+        train_heads.run(training.config, manifest, cache, out, overwrite, on_progress, on_message)
+
+    _replacing(train, overwrite)
+
+
+def _export(
+    manifest: Manifest, cache: Path, run_folder: Path, device: str, on_progress: OnProgress, on_message: OnMessage
+) -> None:
+    """Export the codes of one run, in a child process."""
+    codes.run(run_folder, manifest, cache, device=device, on_progress=on_progress)
+
+
+def _probe(
+    one: Probe, manifest: Manifest, cache: Path, run_folder: Path, out: Path, device: str, overwrite: bool,
+    on_progress: OnProgress, on_message: OnMessage,
+) -> None:  # fmt: skip
+    """Train one probe, in a child process; the codes are there."""
+    names = codes.run(run_folder, manifest, cache, device=device)
+
+    def train(overwrite: bool) -> None:
+        probe.run(
+            run_folder, manifest, cache, out, one.of.target, one.config, names, overwrite, on_progress, on_message
+        )
+
+    _replacing(train, overwrite)
+
+
+def _replacing(train: Callable[[bool], None], overwrite: bool) -> None:
+    """Train; where that is refused and other runs are to be replaced, train over what is there.
+
+    The very same run is looked for first, so that what is done is not done again.
+    """
+    try:
+        train(False)
+    except ConfigError:
+        if not overwrite:
+            raise
+        train(True)
+
+
+def _fuse(fusion: FusionOf, folder: Path, out: Path, overwrite: bool) -> None:
+    if (out / "scores.csv").is_file() and not overwrite and (read_run(out).config or {}).get("head") != "fusion":
+        raise ConfigError(f"{str(out)!r} holds another run. Give another --out, or --overwrite to replace it.")
+    select_by = fusion.select_by if fusion.weights in ("search", "stack") else None
+    fuse.run([folder / key for key in fusion.runs], fusion.weights, out, overwrite=True, select_by=select_by)
+
+
+class _Bar:
+    """One bar for all steps of a stage's jobs, with the names of those that run.
+
+    Args:
+        bar: the bar.
+        totals: what each job has to do, as far as is known before it starts.
+        on_message: called with sentences, the job's name before them.
+    """
+
+    def __init__(self, bar: tqdm, totals: Mapping[str, int], on_message: OnMessage) -> None:
+        self._bar, self._tell = bar, on_message
+        self._totals = dict(totals)
+        self._done: dict[str, int] = {}
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        self._totals[name], self._done[name] = total, done
+        running = [key for key, count in self._done.items() if count < self._totals[key]]
+        more = f" and {len(running) - _RUNNING_SHOWN} more" if len(running) > _RUNNING_SHOWN else ""
+        self._bar.total = sum(self._totals.values())
+        self._bar.set_postfix_str(", ".join(running[:_RUNNING_SHOWN]) + more, refresh=False)
+        self._bar.update(sum(self._done.values()) - self._bar.n)
+
+    def finish(self, names: Sequence[str]) -> None:
+        """Count jobs as done; one that was done before told no progress."""
+        for name in names:
+            self.progress(name, self._totals[name], self._totals[name])
+
+    def message(self, name: str, sentence: str) -> None:
+        self._tell(f"{name}: {sentence}")
+
+
+@contextmanager
+def _bar(title: str, totals: Mapping[str, int], on_message: OnMessage) -> Iterator[_Bar]:
+    with tqdm(
+        total=sum(totals.values()), desc=title, unit=" steps", file=sys.stderr, mininterval=interval_s()
+    ) as bar:  # fmt: skip
+        yield _Bar(bar, totals, on_message)
+
+
+def _pages(
+    plan: Plan, runs: Mapping[str, Run], remarks: Mapping[str, str], figure: Plot | None, on_message: OnMessage
+) -> Document:
+    """Write the tables and the report, and return the tables."""
+    links = {"The numbers as CSV": "tables.csv"}
+    places = {}
+    if runs:
+        try:
+            report.run([run.folder for run in runs.values()], plan.out / "report.html", plan.paper.title)
+            places = {key: f"report.html#run-{number}" for number, key in enumerate(runs, start=1)}
+            links = {"Every run in full": "report.html"} | links
+        except FeatcacheError as error:
+            on_message(f"There is no report: {error}")
+    figures: Sequence[Plot] = [] if figure is None else [figure]
+    links |= {"The codes as a picture": "projection.svg"} if figures else {}
+    document = make_document(plan, runs, remarks, figures, places, links)
+    for name, text in (
+        ("tables.md", tables.markdown(document)),
+        ("tables.csv", tables.csv_text(document)),
+        ("tables.html", tables.html(document)),
+    ):
+        write_atomically(plan.out / name, text.encode("utf-8"))
+    return document
