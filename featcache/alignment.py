@@ -148,7 +148,8 @@ def to_arrays(alignment: Alignment) -> tuple[np.ndarray, dict[str, np.ndarray]]:
                 f"kept is {LABEL_BYTES}, without NUL. Shorten the word in its text or its file."
             )
         labels[row, : len(encoded)] = np.frombuffer(encoded, np.uint8)
-    flags = [word.label in alignment.unknown_words for word in alignment.words]
+    unknown = set(alignment.unknown_words)
+    flags = [word.label in unknown for word in alignment.words]
     return np.array([interval[:2] for interval in intervals], np.float64)[np.newaxis], {
         "tier": np.repeat(np.array([0, 1], np.uint8), [num_words, len(alignment.phones)]),
         "label": labels,

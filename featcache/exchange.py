@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
-from featcache.audio import num_samples
+from featcache.audio import info, num_samples
+from featcache.corpora._shared import class_in_emobox
 from featcache.corpus import EMOTIONS
-from featcache.errors import AudioError, ManifestError
-from featcache.files import write_atomically
-from featcache.manifest import COLUMNS, Manifest, Utterance
+from featcache.errors import ManifestError
+from featcache.files import quoted, write_atomically
+from featcache.manifest import COLUMNS, Manifest, Utterance, portable
 
 _SPLITS = {"train": "train", "validation": "valid", "test": "test"}
+_LONGEST_FOLD = 60
 
 
 def write_csv(manifest: Manifest, path: str | Path) -> None:
@@ -38,7 +38,8 @@ def write_csv(manifest: Manifest, path: str | Path) -> None:
     """
     path = Path(path)
     rows = [
-        utterance.as_row() | ({"audio": _portable(manifest, utterance, path.parent)} if utterance.audio else {})
+        utterance.as_row()
+        | ({"audio": portable(manifest.audio_path(utterance), path.parent)} if utterance.audio else {})
         for utterance in manifest
     ]
     present = dict.fromkeys(column for row in rows for column in row)
@@ -68,8 +69,8 @@ def write_emobox(manifest: Manifest, path: str | Path) -> None:
             the folder is written relative to it.
 
     Raises:
-        ManifestError: an utterance has no audio, label or length; ``fold`` or ``split`` is missing for some
-            utterances or has a value that EmoBox has no place for.
+        ManifestError: an utterance has no audio, label or length, or a label that would be read back as another one;
+            ``fold`` or ``split`` is missing for some utterances or has a value that EmoBox has no place for.
         AudioError: a recording cannot be read.
     """
     path = Path(os.path.abspath(path))
@@ -84,15 +85,24 @@ def write_emobox(manifest: Manifest, path: str | Path) -> None:
             lists[Path(f"fold_{fold}") / f"{dataset}_{split}_fold_{fold}.jsonl"] = ids
     classes = {names[item.id]: str(item.label) for item in manifest}
     targets = {name: label.capitalize() if label in EMOTIONS else label for name, label in classes.items()}
+    _check_labels(manifest, names, targets)
     write_atomically(folder / "label_map.json", (json.dumps(targets, ensure_ascii=False, indent=4) + "\n").encode())
     for name, ids in lists.items():
         lines = (json.dumps(rows[key], ensure_ascii=False) + "\n" for key in ids)
         write_atomically(folder / name, "".join(lines).encode("utf-8"))
 
 
-def _portable(manifest: Manifest, utterance: Utterance, folder: Path) -> str:
-    audio, base = Path(os.path.abspath(manifest.audio_path(utterance))), Path(os.path.abspath(folder))
-    return (audio.relative_to(base) if audio.is_relative_to(base) else audio).as_posix()
+def _check_labels(manifest: Manifest, names: Mapping[str, str], targets: Mapping[str, str]) -> None:
+    """Refuse labels that would come back as others: in EmoBox's form letter case and synonyms do not differ."""
+    read = {name.lower(): class_in_emobox(target) for name, target in targets.items()}
+    changed = [item for item in manifest if read[names[item.id].lower()] != item.label]
+    if changed:
+        became = read[names[changed[0].id].lower()]
+        raise ManifestError(
+            f"{len(changed)} utterances have labels that EmoBox's form would change, such as {quoted(changed[0].id)}: "
+            f"{quoted(changed[0].label)} would be read as {quoted(became)}, since letter case, space around a label "
+            "and synonyms do not count there. Rename the labels."
+        )
 
 
 def _cell(value: Any) -> str:
@@ -122,7 +132,7 @@ def _emobox_row(manifest: Manifest, utterance: Utterance, folder: Path, dataset:
     row = {
         "key": f"{dataset}-{utterance.id}",
         "dataset": dataset,
-        "wav": _portable(manifest, utterance, folder),
+        "wav": portable(manifest.audio_path(utterance), folder),
         "type": "raw",
         "sample_rate": rate,
         "num_frame": float(length),
@@ -142,19 +152,21 @@ def _emobox_row(manifest: Manifest, utterance: Utterance, folder: Path, dataset:
 def _format(manifest: Manifest, utterance: Utterance) -> tuple[int, int, int]:
     """Return sample rate in Hz, samples and channels: the recording's, or those that EmoBox's lists gave."""
     path = manifest.audio_path(utterance)
-    if path.is_file():
-        try:
-            info = soundfile.info(path)
-        except soundfile.SoundFileError as error:
-            raise AudioError(f"{str(path)!r} cannot be decoded as audio: {error}. Convert it to WAV or FLAC.") from None
-        length = num_samples(path, info.samplerate, utterance.start_s, utterance.end_s)
-        return info.samplerate, length, info.channels
+    if os.path.isfile(path):
+        header = info(path)
+        length = num_samples(path, header.sample_rate_hz, utterance.start_s, utterance.end_s)
+        return header.sample_rate_hz, length, header.num_channels
     rate, samples, channels = (
         utterance.extra.get(column) for column in ("sample_rate_hz", "num_samples", "num_channels")
     )
-    if not (isinstance(rate, int) and isinstance(samples, int) and isinstance(channels, int) and rate > 0):
+    if (
+        not (isinstance(rate, int) and isinstance(samples, int) and isinstance(channels, int))
+        or not (0 < rate < 2**31)
+        or not (0 <= samples < 2**53)
+        or not (0 < channels < 2**16)
+    ):
         raise ManifestError(
-            f"{utterance.id!r}: there is no recording {str(path)!r}, and without it the columns sample_rate_hz, "
+            f"{quoted(utterance.id)}: there is no recording {str(path)!r}, and without it the columns sample_rate_hz, "
             "num_samples and num_channels must say what it is like."
         )
     return rate, samples, channels
@@ -166,20 +178,19 @@ def _folds(manifest: Manifest) -> dict[str, dict[str, list[str]]]:
     if column is None:
         return {}
     values = {item.id: str(item.extra.get(column, "")) for item in manifest}
-    usable = _SPLITS.__contains__ if column == "split" else str.isalnum
-    homeless = [name for name, value in values.items() if not usable(value)]
+    homeless = [name for name, value in values.items() if not _is_usable(column, value)]
     if homeless:
+        expected = ", ".join(_SPLITS) if column == "split" else f"letters and digits, {_LONGEST_FOLD} at most"
         raise ManifestError(
-            f"{len(homeless)} utterances have no usable {column!r}, such as {homeless[0]!r} with "
-            f"{values[homeless[0]]!r}. Give every utterance one, or none of them. "
-            f"It must be {', '.join(_SPLITS) if column == 'split' else 'letters and digits'}."
+            f"{len(homeless)} utterances have no usable {column!r}, such as {quoted(homeless[0])} with "
+            f"{quoted(values[homeless[0]])}. Give every utterance one, or none of them. It must be {expected}."
         )
     if column == "split":
         return {"1": _lists({name: _SPLITS[value] for name, value in values.items()})}
     folds = sorted(set(values.values()))
     if len(folds) == 1:
         raise ManifestError(f"Every utterance has the fold {folds[0]!r}: nothing would be left to train on.")
-    validation = {item.id: {str(fold) for fold in item.extra.get("validation_folds", ())} for item in manifest}
+    validation = {item.id: _validation_folds(item) for item in manifest}
     splits = {}
     for fold in folds:
         held_out = {name: "valid" for name in values if fold in validation[name]}
@@ -187,6 +198,20 @@ def _folds(manifest: Manifest) -> dict[str, dict[str, list[str]]]:
             {name: "test" if value == fold else held_out.get(name, "train") for name, value in values.items()}
         )
     return splits
+
+
+def _is_usable(column: str, value: str) -> bool:
+    return value in _SPLITS if column == "split" else value.isalnum() and len(value) <= _LONGEST_FOLD
+
+
+def _validation_folds(utterance: Utterance) -> set[str]:
+    folds = utterance.extra.get("validation_folds", [])
+    if not isinstance(folds, list):
+        raise ManifestError(
+            f"{quoted(utterance.id)}: the column 'validation_folds' must be a list of folds, got {quoted(folds)}. "
+            "Correct it, or leave it out."
+        )
+    return {str(fold) for fold in folds}
 
 
 def _lists(splits: Mapping[str, str]) -> dict[str, list[str]]:

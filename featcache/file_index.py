@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from featcache.errors import ConfigError, StreamError
+from featcache.files import is_text
 from featcache.manifest import Manifest, Utterance
 
 
@@ -56,8 +57,8 @@ class FileIndex:
                 folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(name for name in folders if _is_text(name))
-            for name in sorted(name for name in names if not name.startswith(".") and _is_text(name)):
+            folders[:] = sorted(name for name in folders if is_text(name))
+            for name in sorted(name for name in names if not name.startswith(".") and is_text(name)):
                 self._add(Path(place) / name)
 
     def _add(self, path: Path) -> None:
@@ -212,7 +213,7 @@ class Named:
                 f"its column {self._column!r} holds {str(value)[:80]!r}, where the path of its alignment was expected."
             )
         path = Path(os.path.normpath(self._base / value))
-        if "\0" in value or not _is_text(value) or not self._is_inside(path):
+        if "\0" in value or not is_text(value) or not self._is_inside(path):
             raise StreamError(
                 f"its column {self._column!r} holds {value[:200]!r}, which leads out of {str(self._base)!r}. Correct "
                 "it, or set 'folder' to the folder that the paths start from."
@@ -255,11 +256,6 @@ def _shared(one: Sequence[str], other: Sequence[str]) -> int:
             break
         count += 1
     return count
-
-
-def _is_text(name: str) -> bool:
-    """Return whether a name is valid text: no id can be its equal otherwise, and no message could show it."""
-    return name.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _unreadable(error: OSError) -> None:

@@ -4,10 +4,12 @@ A manifest is JSON Lines, one utterance a line. ``id`` is unique and plain text,
 as a path. ``audio`` is a path, relative to the manifest's folder or absolute; ``start_s`` and
 ``end_s`` cut a span out of it. ``text``, ``label``, ``speaker`` and ``session`` are optional
 strings. Every other column is kept as it is.
+
+Whatever is not plain text, numbers and lists of them, nested no deeper than a hand can follow, is refused here, by
+line, so that nothing behind the manifest meets it.
 """
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,12 +18,15 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from featcache.errors import ManifestError, UnknownNameError
-from featcache.files import write_atomically
+from featcache.files import is_text, parse_json, quoted, read_plain, write_atomically
 
 _STRINGS = ("audio", "text", "label", "speaker", "session")
 _SPAN = ("start_s", "end_s")
 COLUMNS = ("id", *_STRINGS, *_SPAN)
 """The columns with a meaning of their own; all others are extra."""
+
+_DEEPEST = 32
+_LONGEST_S = 1e9  # thirty years
 
 
 @dataclass(frozen=True)
@@ -68,30 +73,46 @@ def utterance_from_row(row: Mapping[str, Any]) -> Utterance:
     """
     name = row.get("id")
     if not isinstance(name, str) or not name.strip():
-        raise ManifestError(f"an utterance needs a non-empty text 'id', got {name!r}")
+        raise ManifestError(f"an utterance needs a non-empty text 'id', got {quoted(name)}")
+    shown = quoted(name)
     if "\0" in name:
-        raise ManifestError(f"the id {name!r} holds a NUL character, which HDF5 cannot store")
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ManifestError(f"the id {name!r} is not valid text") from None
+        raise ManifestError(f"the id {shown} holds a NUL character, which HDF5 cannot store")
+    if not is_text(name):
+        raise ManifestError(f"the id {shown} is not valid text")
     values: dict[str, Any] = {"id": name}
     for column in _STRINGS:
         value = row.get(column)
         if value is not None and not isinstance(value, str):
-            raise ManifestError(f"{name!r}: column {column!r} must be text, got {value!r}")
+            raise ManifestError(f"{shown}: column {column!r} must be text, got {quoted(value)}")
         values[column] = value
+    values["audio"] = values["audio"] or None
     for column in _SPAN:
         value = row.get(column)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0
-        ):
-            raise ManifestError(f"{name!r}: column {column!r} must be seconds, 0 or more, got {value!r}")
+        # Compared before anything is computed: a whole number may be larger than a float can be.
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value <= _LONGEST_S):
+            raise ManifestError(f"{shown}: column {column!r} must be seconds, 0 or more, got {quoted(value)}")
         values[column] = None if value is None else float(value)
     if values["end_s"] is not None and values["end_s"] <= (values["start_s"] or 0.0):
-        raise ManifestError(f"{name!r}: ends at {values['end_s']} s, not after its start {values['start_s'] or 0.0} s")
+        raise ManifestError(f"{shown}: ends at {values['end_s']} s, not after its start {values['start_s'] or 0.0} s")
+    for column, value in row.items():
+        fault = _fault(value) if is_text(column) else "has a name that is not valid text"
+        if fault:
+            raise ManifestError(f"{shown}: column {quoted(column)} {fault}")
     extra = {key: value for key, value in row.items() if key not in COLUMNS}
     return Utterance(**values, extra=extra)
+
+
+def _fault(value: Any, depth: int = 0) -> str:
+    """Return why a JSON value cannot be kept; nothing where it can."""
+    if isinstance(value, str):
+        return "" if is_text(value) else "holds what is not valid text"
+    if not isinstance(value, list | dict):
+        return ""
+    if depth == _DEEPEST:
+        return f"is nested deeper than {_DEEPEST} lists"
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    return next(filter(None, (_fault(item, depth + 1) for item in inside)), "")
 
 
 class Manifest(Sequence[Utterance]):
@@ -117,7 +138,8 @@ class Manifest(Sequence[Utterance]):
             counts = Counter(utterance.id for utterance in self._utterances)
             twice = [name for name, count in counts.items() if count > 1]
             raise ManifestError(
-                f"{len(twice)} ids occur more than once, such as {twice[0]!r}. Every utterance needs an id of its own."
+                f"{len(twice)} ids occur more than once, such as {quoted(twice[0])}. Every utterance needs an id of "
+                "its own."
             )
         if self.root is not None:
             for utterance in self._utterances:
@@ -125,11 +147,16 @@ class Manifest(Sequence[Utterance]):
                     self._check_inside(utterance, self.root)
 
     def _check_inside(self, utterance: Utterance, root: Path) -> None:
-        resolved = Path(os.path.realpath(self.audio_path(utterance)))
+        try:
+            resolved = Path(os.path.realpath(self.audio_path(utterance)))
+        except ValueError as error:  # a NUL
+            raise ManifestError(
+                f"{quoted(utterance.id)}: the audio path {quoted(utterance.audio)} is none ({error}). Correct it."
+            ) from None
         if not resolved.is_relative_to(Path(os.path.realpath(root))):
             raise ManifestError(
-                f"{utterance.id!r}: the audio path {utterance.audio!r} leads outside the root {str(root)!r}. "
-                "Correct the path, or leave the root out."
+                f"{quoted(utterance.id)}: the audio path {quoted(utterance.audio)} leads outside the root "
+                f"{str(root)!r}. Correct the path, or leave the root out."
             )
 
     @classmethod
@@ -145,7 +172,7 @@ class Manifest(Sequence[Utterance]):
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_plain(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except FileNotFoundError:
             raise ManifestError(
                 f"There is no manifest {str(path)!r}. Make one with: featcache corpus NAME ROOT --out {path}"
@@ -159,18 +186,21 @@ class Manifest(Sequence[Utterance]):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict):
                     raise ManifestError(f"expected a JSON object, got {type(row).__name__}")
                 utterances.append(utterance_from_row(row))
-            except (ManifestError, ValueError, RecursionError) as error:
-                problems.append(f"line {number}: {error}")
+            except ValueError as error:  # a ManifestError is one
+                problems.append(f"line {number}: {error}.")
         if problems:
-            shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
+            shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more." if len(problems) > 10 else "")
             raise ManifestError(f"The manifest {str(path)!r} has {len(problems)} bad rows:\n  {shown}")
         if not utterances:
-            raise ManifestError(f"The manifest {str(path)!r} lists no utterance.")
-        return cls(utterances, folder=path.parent, root=root)
+            raise ManifestError(f"The manifest {str(path)!r} lists no utterance. Is it the right file?")
+        try:
+            return cls(utterances, folder=path.parent, root=root)
+        except ManifestError as error:
+            raise ManifestError(f"The manifest {str(path)!r} cannot be used. {error}") from None
 
     def write(self, path: str | Path) -> None:
         """Write JSON Lines, atomically; audio paths are kept valid from the new place.
@@ -182,7 +212,7 @@ class Manifest(Sequence[Utterance]):
         for utterance in self._utterances:
             row = utterance.as_row()
             if utterance.audio is not None:
-                row["audio"] = _portable(self.audio_path(utterance), folder)
+                row["audio"] = portable(self.audio_path(utterance), folder)
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         write_atomically(Path(path), "".join(lines).encode("utf-8"))
 
@@ -193,7 +223,7 @@ class Manifest(Sequence[Utterance]):
             ManifestError: the utterance has no audio.
         """
         if utterance.audio is None:
-            raise ManifestError(f"{utterance.id!r} has no audio. Streams of audio need the column 'audio'.")
+            raise ManifestError(f"{quoted(utterance.id)} has no audio. Streams of audio need the column 'audio'.")
         return self.folder / utterance.audio
 
     def select(self, ids: Iterable[str]) -> "Manifest":
@@ -236,7 +266,16 @@ class Manifest(Sequence[Utterance]):
         return f"Manifest({len(self)} utterances, folder={str(self.folder)!r})"
 
 
-def _portable(audio: Path, folder: Path) -> str:
+def portable(audio: Path, folder: Path) -> str:
+    """Return the path of a recording as a file in another folder names it: relative where it lies below, else absolute.
+
+    Args:
+        audio: the recording.
+        folder: the other folder.
+    """
     absolute, base = Path(os.path.abspath(audio)), Path(os.path.abspath(folder))
+    if ".." in audio.parts and "\0" not in str(audio) and os.path.realpath(absolute) != os.path.realpath(audio):
+        # ".." behind a link leads to where the link's target lies, which dropping both would miss.
+        absolute = Path(os.path.realpath(audio))
     inside: PurePath = absolute.relative_to(base) if absolute.is_relative_to(base) else absolute
     return inside.as_posix()

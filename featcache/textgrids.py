@@ -19,12 +19,17 @@ from praatio.utilities.constants import INTERVAL_TIER
 
 from featcache.alignment import Interval
 from featcache.errors import StreamError
+from featcache.files import listed, quoted, read_plain
 
 SILENCE = frozenset({"", "sil", "sil_s", "sp", "silence", "pau", "<eps>", "<sil>", "<silence>", "<p:>"})
 """Labels that mean silence, in lower case, as MFA, Kaldi, P2FA, Festival and WebMAUS write it."""
 
-_LONG_COUNT = re.compile(r"^\s*intervals ?: ?size ?= ?(\d+)\s*$", re.MULTILINE)
-_SHORT_COUNT = re.compile(r'\s*"IntervalTier"\s*\n\s*"(?:[^"]|"")*"\s*\n\s*\S+\s*\n\s*\S+\s*\n\s*(\d+)')
+# Space is matched line by line: patterns that cross lines try every line of a file of empty ones from every other line.
+_LONG_COUNT = re.compile(r"^[ \t]*intervals ?: ?size ?= ?(\d{1,18})[ \t]*$", re.MULTILINE)
+_SHORT_COUNT = re.compile(
+    r'"IntervalTier"[ \t]*\n[ \t]*"(?:[^"]|"")*"[ \t]*\n[ \t]*\S+[ \t]*\n[ \t]*\S+[ \t]*\n[ \t]*(\d{1,18})'
+)
+_LONG_NEGATIVE = re.compile(r"^[ \t]*x(?:min|max) ?= ?(-[\d.]{1,40})[ \t]*$", re.MULTILINE)
 
 
 class TextGrid(NamedTuple):
@@ -51,7 +56,7 @@ def read_textgrid(
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
         raise StreamError(f"{path} cannot be read: {error.strerror or error}.") from error
     return parse_textgrid(content, path, words_tier, phones_tier, silence)
@@ -94,11 +99,14 @@ def _parsed(path: Path, text: str) -> Mapping[str, Any]:
             f"{path} is not a TextGrid in text form: 'ooTextFile' and 'TextGrid' are missing in its first lines. If "
             "Praat can open it, save it there again with 'Save as text file...'."
         )
+    if text.lstrip().startswith(("{", "[")):  # which praatio takes as it comes
+        raise StreamError(f"{path} is JSON, not a TextGrid in text form. Save it with Praat's 'Save as text file...'.")
     try:
         grid: Mapping[str, Any] = textgrid_io.parseTextgridStr(text, includeEmptyIntervals=True)
     except Exception as error:  # praatio lets through what its parsing runs into: IndexError, ValueError and others
         raise StreamError(
-            f"{path} cannot be read as a TextGrid; it may be damaged or cut off ({type(error).__name__}: {error}). "
+            f"{path} cannot be read as a TextGrid; it may be damaged or cut off ({type(error).__name__}: "
+            f"{str(error)[:200]}). "
             "Make it again, or open it in Praat and save it with 'Save as text file...'."
         ) from error
     _check_whole(path, text, grid["tiers"])
@@ -121,9 +129,13 @@ def _check_whole(path: Path, text: str, tiers: list[Mapping[str, Any]]) -> None:
     found = [len(tier["entries"]) for tier in tiers if tier["class"] == INTERVAL_TIER]
     if declared != found:
         raise StreamError(
-            f"{path} declares tiers of {declared or 'no'} intervals, but {found or 'none'} could be read: it is "
+            f"{path} declares tiers of {quoted(declared)} intervals, but {quoted(found)} could be read: it is "
             "damaged or was cut off. Make it again."
         )
+    # praatio drops the sign.
+    negative = [] if short else [time for time in _LONG_NEGATIVE.findall(text) if time.strip("-0.")]
+    if negative:
+        raise StreamError(f"{path} holds the negative time {negative[0]}. Times count from 0: make it again.")
 
 
 def _tier(path: Path, tiers: list[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
@@ -136,7 +148,7 @@ def _tier(path: Path, tiers: list[Mapping[str, Any]], name: str) -> Mapping[str,
         fitting = [tier for tier in tiers if fits(tier)]
         if fitting:
             break
-    existing = ", ".join(repr(tier["name"][:80]) for tier in tiers) or "none"
+    existing = listed(repr(tier["name"][:60]) for tier in tiers)
     if not fitting:
         raise StreamError(f"{path} has no tier {name!r}. Its tiers are: {existing}. Name the tier to read.")
     if len(fitting) > 1:

@@ -6,14 +6,13 @@ publishes for a corpus: ``fold_K/CORPUS_{train,valid,test}_fold_K.jsonl``, one u
 with its name as ``key`` (https://github.com/emo-box/EmoBox).
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from featcache.errors import ProtocolError
-from featcache.files import write_json
+from featcache.files import is_text, parse_json, quoted, read_plain, write_json
 from heads.protocol import Fold
 
 PART_NAMES: Mapping[str, str] = {
@@ -31,7 +30,9 @@ def natural_key(text: str) -> tuple[object, ...]:
     """Return a sort key that puts ``'9'`` before ``'10'`` and ``'03'`` before ``'08'``."""
     # Splitting at a group gives text and digits in turn, so that like is always compared with like.
     pieces = re.split(r"([0-9]+)", text)
-    return tuple(int(piece) if index % 2 else piece for index, piece in enumerate(pieces)), text
+    # Digits by their number and then as text: Python refuses to make a number of thousands of them.
+    numbers = [piece.lstrip("0") for piece in pieces]
+    return tuple((len(number), number) if at % 2 else pieces[at] for at, number in enumerate(numbers)), text
 
 
 def save_folds(folds: Sequence[Fold], path: str | Path) -> None:
@@ -74,10 +75,10 @@ def read_folds(path: str | Path, ids: Collection[str] = ()) -> list[Fold]:
 
 def _read_json(path: Path) -> list[Fold]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(read_plain(path).decode("utf-8-sig"))
     except FileNotFoundError:
-        raise ProtocolError(f"There is no folds file {str(path)!r}.") from None
-    except (OSError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"There is no folds file {str(path)!r}. Check the path.") from None
+    except (OSError, ValueError) as error:
         raise ProtocolError(f"The folds file {str(path)!r} cannot be read: {error}.") from None
     folds = content.get("folds") if isinstance(content, dict) else None
     if not isinstance(folds, dict):
@@ -90,19 +91,24 @@ def _read_json(path: Path) -> list[Fold]:
 
 def _fold(name: str, parts: Any, where: str) -> Fold:
     if not isinstance(parts, dict):
-        raise ProtocolError(f"{where}: fold {name!r} is not a table of parts but {type(parts).__name__}.")
+        raise ProtocolError(f"{where}: fold {quoted(name)} is not a table of parts but {type(parts).__name__}.")
     found: dict[str, tuple[str, ...]] = {}
     for key, names in parts.items():
         part = PART_NAMES.get(key.lower())
         if part is None or part in found:
             reason = "is not a part" if part is None else f"is a second name of {part!r}"
-            raise ProtocolError(f"{where}: fold {name!r}: {key!r} {reason}. Parts are train, validation and test.")
+            raise ProtocolError(
+                f"{where}: fold {quoted(name)}: {quoted(key)} {reason}. Parts are train, validation and test."
+            )
         if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
-            raise ProtocolError(f"{where}: fold {name!r}: {key!r} must be a list of ids, each a text.")
+            raise ProtocolError(f"{where}: fold {quoted(name)}: {key!r} must be a list of ids, each a text.")
+        strange = next((item for item in (name, *names) if not is_text(item)), None)
+        if strange is not None:
+            raise ProtocolError(f"{where}: fold {quoted(name)}: {quoted(strange)} is not valid text. Correct it.")
         found[part] = tuple(names)
     missing = [part for part in ("train", "test") if part not in found]
     if missing:
-        raise ProtocolError(f"{where}: fold {name!r} has no {' and no '.join(missing)} part.")
+        raise ProtocolError(f"{where}: fold {quoted(name)} has no {' and no '.join(missing)} part.")
     return Fold(name, found["train"], found.get("validation", ()), found["test"])
 
 
@@ -130,11 +136,15 @@ def _read_emobox(folder: Path, ids: Collection[str]) -> list[Fold]:
 
 def _read_keys(file: Path, known: frozenset[str]) -> list[str]:
     names: list[str] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    try:
+        lines = read_plain(file).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"The folds file {str(file)!r} cannot be read: {error}.") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             name, short = row["key"], row["key"].removeprefix(f"{row.get('dataset')}-")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ProtocolError(f"{str(file)!r}, line {number}: expected a JSON object with a text 'key'.") from None

@@ -14,9 +14,13 @@ from typing import Any
 import yaml
 
 from featcache.errors import ScoresError
-from featcache.files import write_atomically, write_json
+from featcache.files import read_plain, write_atomically, write_json
 from heads.metrics import Metrics, evaluate
 from heads.scores import Scores
+
+_MOST_VALUES, _DEEPEST = 1_000_000, 32
+# What PyYAML lets through besides its own errors: dates, numbers and tags that it does not check, and deep nesting.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +106,30 @@ def _read_config(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ScoresError(f"{str(path)!r} cannot be read: {error}") from None
+        content = yaml.safe_load(read_plain(path).decode("utf-8"))
+    except (OSError, yaml.YAMLError, *_UNREADABLE) as error:
+        raise ScoresError(f"{str(path)!r} cannot be read: {error}. Make the run again, or remove the file.") from None
     if content is not None and not isinstance(content, dict):
         raise ScoresError(f"{str(path)!r} must hold settings by name, got {type(content).__name__}.")
+    if not _is_small(content):
+        raise ScoresError(
+            f"{str(path)!r} refers to itself, or unfolds to far more than a run's settings. Make the run again, or "
+            "remove the file."
+        )
     return content or {}
+
+
+def _is_small(content: Any) -> bool:
+    """Return whether a value can be written out: YAML may say one thing many times, each in another many times."""
+    waiting = [(content, 0)]
+    seen = 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES or depth > _DEEPEST:
+            return False
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list | tuple | set):
+            waiting += [(item, depth + 1) for item in value]
+    return True

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import ScoresError
-from featcache.files import write_atomically
+from featcache.files import listed, quoted, read_plain, write_atomically
 
 SUM_TOLERANCE = 5e-3
 """How far a row of probabilities may sum from 1: three printed decimals of ten classes do not reach it."""
@@ -66,7 +66,7 @@ class Scores:
         if not self.ids:
             raise ScoresError("There are no scores: not one utterance.")
         if len(self.classes) < 2:
-            raise ScoresError(f"Scores need two classes or more, got {list(self.classes)}.")
+            raise ScoresError(f"Scores need two classes or more, got {quoted(list(self.classes))}.")
         if not len(self.ids) == len(self.folds) == len(self.labels):
             counts = f"{len(self.ids)} ids, {len(self.folds)} folds and {len(self.labels)} labels"
             raise ScoresError(f"Each utterance needs an id, a fold and a label; there are {counts}.")
@@ -78,19 +78,20 @@ class Scores:
 
     def _check_names(self) -> None:
         if len(set(self.classes)) != len(self.classes):
-            raise ScoresError(f"A class occurs twice among {list(self.classes)}.")
+            raise ScoresError(f"A class occurs twice among {quoted(list(self.classes))}.")
         known = frozenset(self.classes)
         for name, label in zip(self.ids, self.labels, strict=True):
             if label not in known:
                 raise ScoresError(
-                    f"{name!r} has the label {label!r}, which is none of the classes {list(self.classes)}."
+                    f"{quoted(name)} has the label {quoted(label)}, which is none of the classes "
+                    f"{quoted(list(self.classes))}."
                 )
         twice = [key for key, count in Counter(zip(self.folds, self.ids, strict=True)).items() if count > 1]
         if twice:
             fold, name = twice[0]
             raise ScoresError(
-                f"{len(twice)} utterances are scored more than once in a fold, such as {name!r} in fold {fold!r}. "
-                "For several seeds or repeats, give each a fold name of its own."
+                f"{len(twice)} utterances are scored more than once in a fold, such as {quoted(name)} in fold "
+                f"{quoted(fold)}. For several seeds or repeats, give each a fold name of its own."
             )
 
     def _check_probabilities(self) -> None:
@@ -100,17 +101,19 @@ class Scores:
             row, column = np.argwhere(bad)[0]
             raise ScoresError(
                 f"{bad.any(axis=1).sum()} of {len(values)} utterances have scores that are not finite, such as "
-                f"{self.ids[row]!r} in fold {self.folds[row]!r}: {values[row, column]} for {self.classes[column]!r}. "
-                "The run that wrote them has failed there."
+                f"{quoted(self.ids[row])} in fold {quoted(self.folds[row])}: {values[row, column]} for "
+                f"{quoted(self.classes[column])}. The run that wrote them has failed there."
             )
-        sums = values.sum(axis=1)
+        with np.errstate(over="ignore"):
+            sums = values.sum(axis=1)
         wrong = np.flatnonzero((values < 0).any(axis=1) | (np.abs(sums - 1) > SUM_TOLERANCE))
         if len(wrong):
             row = wrong[0]
-            found = ", ".join(f"{value:g}" for value in values[row])
+            found = listed(f"{value:g}" for value in values[row])
             raise ScoresError(
                 f"{len(wrong)} of {len(values)} utterances have scores that are not probabilities, such as "
-                f"{self.ids[row]!r} in fold {self.folds[row]!r}: {found} (sum {sums[row]:g}). {_guess(values)}"
+                f"{quoted(self.ids[row])} in fold {quoted(self.folds[row])}: {found} "
+                f"(sum {sums[row]:g}). {_guess(values)}"
             )
 
     @property
@@ -133,12 +136,13 @@ class Scores:
         """
         try:
             # newline="": a quoted id may hold line ends of any kind, and csv needs to see them.
-            with Path(path).open(encoding="utf-8-sig", newline="") as file:
-                return cls._parse(csv.reader(file, strict=True))
+            return cls._parse(csv.reader(io.StringIO(read_plain(path).decode("utf-8-sig"), newline=""), strict=True))
         except FileNotFoundError:
             raise ScoresError(f"There is no score file {str(path)!r}.") from None
-        except (ScoresError, OSError, UnicodeDecodeError, csv.Error) as error:
+        except ScoresError as error:
             raise ScoresError(f"{str(path)!r}: {error}") from None
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ScoresError(f"{str(path)!r} cannot be read: {error}. Expected is CSV in UTF-8.") from None
 
     @classmethod
     def _parse(cls, reader: Any) -> "Scores":
@@ -177,18 +181,20 @@ def _check_header(header: Sequence[str]) -> None:
         separator = next((name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in single), None)
         hint = f" It seems to be separated by {separator}; commas are needed." if separator else ""
         raise ScoresError(
-            f"Expected the columns id, fold, label and p_CLASS for each class, found {list(header)}.{hint}"
+            f"Expected the columns id, fold, label and p_CLASS for each class, found {quoted(list(header))}.{hint}"
         )
     twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
-        raise ScoresError(f"The column {twice[0]!r} occurs more than once.")
+        raise ScoresError(f"The column {quoted(twice[0])} occurs more than once.")
 
 
 def _number(text: str, column: str, name: str, line: int) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ScoresError(f"Line {line}, {name!r}: the column {column!r} holds {text!r}, not a number.") from None
+        raise ScoresError(
+            f"Line {line}, {quoted(name)}: the column {quoted(column)} holds {quoted(text)}, not a number."
+        ) from None
 
 
 def _guess(values: NDArray[np.float64]) -> str:
@@ -197,7 +203,9 @@ def _guess(values: NDArray[np.float64]) -> str:
         return "Log-probabilities? Write their exponentials."
     if (values < 0).any():
         return "Logits? Write their softmax over the classes."
-    if np.allclose(values.sum(axis=1), 100, atol=100 * SUM_TOLERANCE):
+    with np.errstate(over="ignore"):
+        percentages = np.allclose(values.sum(axis=1), 100, atol=100 * SUM_TOLERANCE)
+    if percentages:
         return "Percentages? Divide them by 100."
     return "Write probabilities: 0 or more, each row divided by its sum. Was a class left out?"
 

@@ -51,7 +51,7 @@ class Unfinished:
         try:
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
             logger.warning("%s is damaged (%s): that part of the run begins anew.", path, error)
             return None
 

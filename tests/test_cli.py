@@ -155,7 +155,7 @@ def test_numbers_and_flags_are_labels_and_what_has_none_can_be_left_out(tmp_path
     assert len(scores.ids) == 21
     call(*train, "--label", "shouted", "--out", tmp_path / "shouted")
     assert read_run(tmp_path / "shouted").scores.classes == ("False", "True")
-    assert "--label votes: 'u00' has {'loud': 2} there" in failure(*train, "--label", "votes")
+    assert "The column 'votes' cannot be learnt: 'u00' has {'loud': 2} there" in failure(*train, "--label", "votes")
     assert "There is no labelled utterance" in failure(*train, "--label", "gone", "--drop-unlabelled")
 
 

@@ -433,3 +433,19 @@ def test_a_configuration_in_other_words_is_no_obstacle(tmp_path: Path) -> None:
     }
     write_run(tmp_path / "odd", make_scores(), None, {**odd, "seconds": "long"})
     assert "one (odd)" in write_report(tmp_path / "report.html", tmp_path / "odd").text("warnings")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("curves.csv", "fold,step,loss,ua\n1,1e308,1,0.5\n", "'step' holds 1e\\+308, more than can be drawn"),
+        ("layer_weights.csv", f"fold,layer,layer_name,weight\n1,{'9' * 5000},a,1\n", "not a whole number of up to 15"),
+    ],
+)
+def test_numbers_that_cannot_be_drawn_are_refused_by_line(tmp_path: Path, name: str, text: str, told: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "scores.csv").write_text("id,fold,label,p_a,p_b\nu,1,a,1,0\nv,1,b,0,1\n")
+    (folder / name).write_text(text)
+    with pytest.raises(ScoresError, match=told):
+        report.run([folder], tmp_path / "report.html", "x")

@@ -11,8 +11,8 @@ ahead of the next word, finds tokens by the first occurrence of that word's text
 is not in the transcript. Gentle itself reads the name in brackets as a word: here it is the token, found or not.
 """
 
-import json
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,6 +20,7 @@ from featcache.aligner import SymbolSet
 from featcache.alignment import UNKNOWN, Alignment, Interval
 from featcache.alignment_files import AlignmentFile, FileAligner
 from featcache.errors import StreamError
+from featcache.files import parse_json
 from featcache.stream import Speech
 
 _SILENCE = "sil"
@@ -27,7 +28,8 @@ _FOUND = ("success", "not-found-in-transcript")
 _OVERLAP_S = 0.05  # Gentle aligns in passes whose words may meet a few frames too late
 _SHORTEST_S = 0.002
 _WORD = re.compile(r"(?:\w|[’']\w)+")  # Gentle's own, in metasentence.py
-_TOKEN = re.compile(r"\[\s*([^\[\]]{1,60}?)\s*\]")
+# All counts are bounded, so that a bracket that nothing closes costs little.
+_TOKEN = re.compile(r"\[\s{0,30}([^\[\]\s](?:[^\[\]]{0,58}[^\[\]\s])?)\s{0,30}\]")
 
 
 class _Item(NamedTuple):
@@ -81,8 +83,8 @@ class Gentle(FileAligner):
 def _items(file: AlignmentFile, text: str) -> list[_Item]:
     """Return words and tokens in their order."""
     try:
-        content = json.loads(file.text())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(file.text())
+    except ValueError as error:
         if isinstance(error, StreamError):
             raise
         raise StreamError(f"{file.path} is not JSON: {str(error)[:200]}. Run Gentle again.") from None
@@ -94,12 +96,16 @@ def _items(file: AlignmentFile, text: str) -> list[_Item]:
     transcript = content.get("transcript")
     transcript = transcript if isinstance(transcript, str) else ""
     tokens = [(match.start(), match.end(), f"[{match[1].upper()}]") for match in _TOKEN.finditer(transcript)]
+    begins = [begin for begin, _, _ in tokens]
     items: list[_Item] = []
     done = 0
     for word in words:
         first = word.get("startOffset")
         first = first if isinstance(first, int) and not isinstance(first, bool) else None
-        inside = next((label for begin, end, label in tokens if first is not None and begin < first < end), None)
+        inside = None
+        if first is not None and bisect_left(begins, first) > 0:  # tokens do not overlap
+            _, end, label = tokens[bisect_left(begins, first) - 1]
+            inside = label if first < end else None
         while done < len(tokens) and first is not None and tokens[done][0] < first:
             if inside is None or tokens[done][1] <= first:
                 items.append(_Item(tokens[done][2], True))

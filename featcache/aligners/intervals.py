@@ -8,7 +8,7 @@ the demo corpus has them: ``column=phones``, ``symbols=espeak``.
 
 import csv
 import io
-import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ from featcache.aligner import Identity, SymbolSet
 from featcache.alignment import Alignment, Interval
 from featcache.alignment_files import AlignmentFile, FileAligner, read_bytes
 from featcache.errors import ConfigError, StreamError
+from featcache.files import listed, parse_json
 from featcache.manifest import Manifest, Utterance
 from featcache.stream import Speech
 
@@ -70,7 +71,7 @@ class Intervals(FileAligner):
         if self.folder is not None or self.column is not None:
             raise ConfigError("aligner intervals: 'file' is for the whole corpus; leave out 'folder' and 'column'.")
         bound = replace(self)
-        object.__setattr__(bound, "_rows", _corpus(Path(self.file).expanduser()))
+        object.__setattr__(bound, "_rows", _corpus(Path(os.path.expanduser(self.file))))
         return bound
 
     def _file(self, utterance: Utterance) -> AlignmentFile:
@@ -105,8 +106,8 @@ class Intervals(FileAligner):
 
 def _json_rows(file: AlignmentFile) -> Iterator[tuple[str, Any, Any, Any]]:
     try:
-        content = json.loads(file.text())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(file.text())
+    except ValueError as error:
         if isinstance(error, StreamError):
             raise
         raise StreamError(f"{file.path} is not JSON: {str(error)[:200]}. Write it again.") from None
@@ -141,7 +142,7 @@ def _table(path: Path, text: str) -> tuple[list[dict[str, Any]], list[str]]:
     missing = [column for column in _COLUMNS if column not in header]
     if missing:
         raise StreamError(
-            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, header))[:200] or 'none'}. "
+            f"{path} lacks the columns {', '.join(missing)}; it has {listed(header)}. "
             f"Expected are {', '.join(_COLUMNS)}, separated by commas."
         )
     return rows, header

@@ -2,7 +2,8 @@
 
 Where MFA's ``alignment_analysis.csv`` lies in the folder or above a file in it, its numbers are quality, by MFA's names
 (``overall_log_likelihood``, ``speech_log_likelihood``, ``phone_duration_deviation``, ``snr`` and so on; which there are
-depends on MFA's version). Blank is NaN, and so is everything of an utterance without a row of its own.
+depends on MFA's version). Blank is NaN, and so is everything of an utterance without a row of its own. Columns of other
+names than MFA gives its own, words joined by underscores, are left out: a cache's arrays bear these names.
 
 A word with a phone ``spn`` is an unknown word. In brackets, ``[laughter]``, it is a sound that is no word, and so is
 its phone; MFA's own ``[bracketed]`` says no more than that something was in brackets, and stays ``spn``.
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from featcache.aligner import Identity, SymbolSet
-from featcache.alignment import UNKNOWN, Alignment, word_of_each_phone
+from featcache.alignment import DURATION, FRAME_ARRAYS, UNKNOWN, Alignment, word_of_each_phone
 from featcache.alignment_files import AlignmentFile, FileAligner, read_bytes
 from featcache.errors import ConfigError, StreamError
 from featcache.file_index import FileIndex
+from featcache.files import listed
 from featcache.manifest import Utterance
 from featcache.stream import Speech
 from featcache.textgrids import SILENCE, parse_textgrid
@@ -28,6 +30,9 @@ ANALYSIS = "alignment_analysis.csv"
 """What MFA writes beside its TextGrids: a row of numbers for each utterance."""
 
 _NOT_QUALITY = ("file", "begin", "end", "speaker")
+_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
+# What a cache calls other arrays of a part.
+_TAKEN = frozenset({DURATION, *FRAME_ARRAYS, "frames", "ids", "mean", "offsets", "scale", "std"})
 _EVENT = re.compile(r"\[\w+\]")
 _Rows = dict[str, list[tuple[str, dict[str, float]]]]
 
@@ -141,13 +146,17 @@ def _analysis(path: Path) -> tuple[list[str], _Rows]:
     except (csv.Error, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as MFA's analysis: {error}. Remove it, or make it again.") from None
     if "file" not in header:
-        raise ConfigError(f"{path} has no column 'file', but {header}. Remove it, or write it again with MFA.")
-    columns = [name for name in header if name not in _NOT_QUALITY and all(_is_number(row[name]) for row in rows)]
+        raise ConfigError(f"{path} has no column 'file', but {listed(header)}. Remove it, or write it again with MFA.")
+    columns = [name for name in header if _is_quality(name) and all(_is_number(row[name]) for row in rows)]
     found: _Rows = {}
     for row in rows:
         numbers = {name: float(row[name] or "nan") for name in columns}
         found.setdefault(row["file"] or "", []).append((row.get("speaker") or "", numbers))
     return columns, found
+
+
+def _is_quality(name: str) -> bool:
+    return name not in _NOT_QUALITY and name not in _TAKEN and _COLUMN.fullmatch(name) is not None
 
 
 def _is_number(text: str | None) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from featcache.corpus import EMOTIONS
 from featcache.errors import ConfigError, CorpusError
+from featcache.files import read_plain
 from featcache.manifest import Utterance
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,14 @@ CLASS_OF = {
     "surprised": "surprise",
 }
 """English emotion words, lower case, to the classes of :data:`featcache.corpus.EMOTIONS`."""
+
+_UNLABELLED = frozenset({"no-agreement", "unknown"})
+
+
+def class_in_emobox(target: str) -> str | None:
+    """Return the class that a label of EmoBox's means; None where it is no label."""
+    target = target.strip()
+    return None if target.lower() in _UNLABELLED else CLASS_OF.get(target.lower(), target)
 
 
 def choose(classes: str, known: Collection[str]) -> frozenset[str]:
@@ -104,7 +113,7 @@ def read_text(path: Path) -> str:
         CorpusError: the file is missing or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
         raise CorpusError(
             f"{str(path)!r} cannot be read: {error.strerror}. The release has it; copy it again."

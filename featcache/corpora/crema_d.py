@@ -107,8 +107,8 @@ def _utterance(path: Path, root: Path, genders: dict[str, str] | None) -> Uttera
 
 def _check_is_no_pointer(path: Path) -> None:
     """Refuse what a clone without Git LFS holds in place of each recording: a few lines of text."""
-    if path.stat().st_size > _LFS_POINTER_MAX_BYTES:
-        return
+    if not path.is_file() or path.stat().st_size > _LFS_POINTER_MAX_BYTES:
+        return  # a broken link or a pipe is told when it is to be decoded
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise CorpusError(

@@ -14,7 +14,7 @@ in those of IEMOCAP, EMO-DB and RAVDESS:
   data set.
 """
 
-import json
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -22,13 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from featcache.corpora._shared import CLASS_OF, choose, files, read_text, report, select
+from featcache.corpora._shared import choose, class_in_emobox, files, read_text, report, select
 from featcache.corpus import Corpus
-from featcache.errors import CorpusError, ManifestError
+from featcache.errors import CorpusError
+from featcache.files import listed, parse_json, quoted
 from featcache.manifest import Utterance, utterance_from_row
 
 _SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-_UNLABELLED = {"no-agreement", "unknown"}
 _STEMS = {
     "cremad": re.compile(r"(?P<speaker>\d{4})_.*"),
     "emodb": re.compile(r"(?P<speaker>\d\d).*"),
@@ -113,27 +113,34 @@ class EmoBox(Corpus):
         return found if self.audio_root is None else self._located(found, self.audio_root.absolute(), dataset)
 
     def _located(self, utterances: list[Utterance], audio_root: Path, dataset: str) -> list[Utterance]:
-        names = [PurePosixPath(item.audio or "").parts for item in utterances]
+        names = [_below(PurePosixPath(item.audio or "")) for item in utterances]
         cut = _cut(names, audio_root)
         paths = [audio_root.joinpath(*parts[cut:]) for parts in names]
-        found = [replace(item, audio=str(path)) for item, path in zip(utterances, paths, strict=True) if path.is_file()]
+        found = [
+            replace(item, audio=str(path)) for item, path in zip(utterances, paths, strict=True) if os.path.isfile(path)
+        ]
         num_lost = len(paths) - len(found)
         if num_lost and (self.missing == "error" or not found):
-            lost = next(path for path in paths if not path.is_file())
+            lost = next(path for path in paths if not os.path.isfile(path))
             raise CorpusError(
                 f"{num_lost} of the {len(paths)} recordings of EmoBox's {dataset} are not below {str(audio_root)!r}, "
-                f"such as {str(lost)!r}. Give the folder that has all of them as audio_root, choose classes, or set "
-                "missing=leave_out."
+                f"such as {quoted(str(lost))}. Give the folder that has all of them as audio_root, choose classes, or "
+                "set missing=leave_out."
             )
         report(f"EmoBox {dataset}", len(found), Counter(missing=num_lost) if num_lost else Counter())
         return found
+
+
+def _below(path: PurePosixPath) -> tuple[str, ...]:
+    """Return the components of a list's path; where it is absolute, those below the root of all folders."""
+    return path.parts[1:] if path.is_absolute() else path.parts
 
 
 def _cut(names: list[tuple[str, ...]], audio_root: Path) -> int:
     """Return how many folders to drop from the front of the lists' paths to find the recordings below `audio_root`."""
     for parts in names:
         for cut in range(len(parts)):
-            if audio_root.joinpath(*parts[cut:]).is_file():
+            if os.path.isfile(audio_root.joinpath(*parts[cut:])):
                 return cut
     return 0
 
@@ -154,14 +161,14 @@ def _rows(path: Path) -> dict[str, _Row]:
             continue
         where = f"{str(path)!r}, line {number}"
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError as error:
             raise CorpusError(f"{where} is not JSON: {error}.") from None
         key = values.get("key") if isinstance(values, dict) else None
         if not isinstance(key, str) or not key:
-            raise CorpusError(f"{where} has no text 'key': {line[:100]!r}.")
+            raise CorpusError(f"{where} has no text 'key': {quoted(line)}.")
         if key in rows:
-            raise CorpusError(f"{where}: the key {key!r} is there a second time; {rows[key].where} has it first.")
+            raise CorpusError(f"{where}: the key {quoted(key)} is there a second time; {rows[key].where} has it first.")
         rows[key] = _Row(where, values)
     return rows
 
@@ -169,14 +176,14 @@ def _rows(path: Path) -> dict[str, _Row]:
 def _label_map(path: Path) -> dict[str, str | None]:
     """Return the class of each of the corpus's labels, in lower case; None for those that are no label."""
     try:
-        names = json.loads(read_text(path))
-        targets = {str(label).lower(): str(target).strip() for label, target in names.items()}
-    except (ValueError, AttributeError) as error:
+        names = parse_json(read_text(path))
+        if not isinstance(names, dict) or not all(isinstance(target, str) for target in names.values()):
+            raise ValueError(f"it holds {quoted(names)}")
+    except ValueError as error:
+        if isinstance(error, CorpusError):
+            raise
         raise CorpusError(f"{str(path)!r} is not a JSON object from labels to labels: {error}.") from None
-    return {
-        label: None if target.lower() in _UNLABELLED else CLASS_OF.get(target.lower(), target)
-        for label, target in targets.items()
-    }
+    return {label.lower(): class_in_emobox(target) for label, target in names.items()}
 
 
 def _fold_columns(root: Path, dataset: str, keys: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -193,7 +200,7 @@ def _fold_columns(root: Path, dataset: str, keys: Collection[str]) -> dict[str, 
         for key in lists["test"]:
             if "fold" in columns[key]:
                 raise CorpusError(
-                    f"{str(root)!r}: {key!r} is in the test lists of folds {columns[key]['fold']} and {fold}."
+                    f"{str(root)!r}: {quoted(key)} is in the test lists of folds {columns[key]['fold']} and {fold}."
                 )
             columns[key]["fold"] = fold
         for key in lists.get("valid", ()):
@@ -202,7 +209,7 @@ def _fold_columns(root: Path, dataset: str, keys: Collection[str]) -> dict[str, 
     if untested:
         raise CorpusError(
             f"{str(root)!r}: {len(untested)} of {len(keys)} utterances are in the test list of no fold, such as "
-            f"{untested[0]!r}. Is a fold's folder missing?"
+            f"{quoted(untested[0])}. Is a fold's folder missing?"
         )
     return columns
 
@@ -221,8 +228,8 @@ def _folds(root: Path, dataset: str, keys: Collection[str]) -> dict[str, dict[st
         wrong = sorted({key for key, count in counts.items() if count > 1} | (counts.keys() ^ set(keys)))
         if wrong:
             raise CorpusError(
-                f"{str(folder)!r}: its lists do not partition the corpus; {len(wrong)} keys, such as {wrong[0]!r}, are "
-                f"in none of them, in several, or not in {dataset}.jsonl."
+                f"{str(folder)!r}: its lists do not partition the corpus; {len(wrong)} keys, such as "
+                f"{quoted(wrong[0])}, are in none of them, in several, or not in {dataset}.jsonl."
             )
         folds[fold] = present
     return folds
@@ -243,13 +250,15 @@ def _utterance(row: _Row, dataset: str, labels: Mapping[str, str | None], column
     values = row.values
     for column, expected in (("type", "raw"), ("task", "category")):
         if values.get(column, expected) != expected:
-            raise CorpusError(f"{row.where}: {column!r} is {values[column]!r}; only {expected!r} can be read.")
+            raise CorpusError(f"{row.where}: {column!r} is {quoted(values[column])}; only {expected!r} can be read.")
     own = values.get("emo", values.get("label"))
     if not isinstance(own, str) or own.lower() not in labels:
-        raise CorpusError(f"{row.where}: the label {own!r} is none of label_map.json's: {', '.join(sorted(labels))}.")
+        raise CorpusError(
+            f"{row.where}: the label {quoted(own)} is none of label_map.json's: {listed(sorted(labels))}."
+        )
     audio = values.get("wav", values.get("audio"))
     if not isinstance(audio, str) or ".." in PurePosixPath(audio).parts:
-        raise CorpusError(f"{row.where}: 'wav' must be a path without '..', got {audio!r}.")
+        raise CorpusError(f"{row.where}: 'wav' must be a path without '..', got {quoted(audio)}.")
     name, speaker, session = _identity(values, dataset, PurePosixPath(audio).stem)
     extra = {_RENAMED.get(column, column): value for column, value in values.items() if column not in _OWN}
     try:
@@ -267,7 +276,7 @@ def _utterance(row: _Row, dataset: str, labels: Mapping[str, str | None], column
             **extra,
             **columns,
         })  # fmt: skip
-    except (ManifestError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CorpusError(f"{row.where}: {error}.") from None
 
 

@@ -25,6 +25,7 @@ from typing import Literal
 from featcache.corpora._shared import CLASS_OF, files, read_text, report
 from featcache.corpus import Corpus
 from featcache.errors import ConfigError, CorpusError
+from featcache.files import quoted
 from featcache.manifest import Utterance
 
 _CLASSES = {
@@ -42,7 +43,7 @@ _SUMMARY = re.compile(
     rf"\[(?P<valence>{_NUMBER}),\s*(?P<activation>{_NUMBER}),\s*(?P<dominance>{_NUMBER})\]"
 )
 # The first letter is the actor who wore the markers; the last one is who speaks.
-_TURN = re.compile(r"(?P<session>Ses\d\d)[FM]_(?P<style>impro|script)\w*_(?P<letter>[FM])\d{3}")
+_TURN = re.compile(r"(?P<session>Ses\d\d)[FM]_(?P<style>impro|script)\w{0,40}_(?P<letter>[FM])\d{3}")
 _VOTE = re.compile(r"C-E\d+:\s*(?P<labels>[^(]*)")
 _OTHER_LINES = ("%", "A-", "C-")  # the header, ratings on scales, self-reports
 _TRANSCRIPT = re.compile(r"(?P<turn>Ses\S+)\s+\[[^\]]*\]:?(?P<text>.*)")
@@ -132,7 +133,7 @@ class Iemocap(Corpus):
         unrated = sorted(recordings.keys() - everything.keys())
         if unrated:
             raise CorpusError(
-                f"{str(ratings)!r} has no summary line for {unrated[0]!r}, of which there is a recording."
+                f"{str(ratings)!r} has no summary line for {quoted(unrated[0])}, of which there is a recording."
             )
         for name, rated in everything.items():
             label = self._label(rated)
@@ -143,7 +144,7 @@ class Iemocap(Corpus):
                 missing = session / "sentences" / "wav" / ratings.stem / f"{name}.wav"
                 raise CorpusError(f"There is no recording {str(missing)!r}, which {rated.where} rates.")
             if name not in texts:
-                raise CorpusError(f"{str(transcriptions)!r} has no line for {name!r}, which {rated.where} rates.")
+                raise CorpusError(f"{str(transcriptions)!r} has no line for {quoted(name)}, which {rated.where} rates.")
             yield rated, self._utterance(name, rated, label, recordings[name].relative_to(root), texts[name])
 
     def _utterance(self, name: str, rated: _Rated, label: str | None, audio: Path, text: str) -> Utterance:
@@ -183,13 +184,15 @@ def _rated(path: Path) -> dict[str, _Rated]:
         where = f"{str(path)!r}, line {number}"
         if line.startswith("C-E"):
             if current is None:
-                raise CorpusError(f"{where}: {line!r} stands before the first summary line.")
+                raise CorpusError(f"{where}: {quoted(line)} stands before the first summary line.")
             current.ballots.append(_ballot(line, where))
         elif not line.startswith(_OTHER_LINES) and (line.startswith("[") or _TURN.search(line)):
             current = _summary(line, where)
             name = current.summary["turn"]
             if name in found:
-                raise CorpusError(f"{where}: {name!r} is rated a second time; {found[name].where} rates it first.")
+                raise CorpusError(
+                    f"{where}: {quoted(name)} is rated a second time; {found[name].where} rates it first."
+                )
             found[name] = current
     return found
 
@@ -200,7 +203,7 @@ def _summary(line: str, where: str) -> _Rated:
     if summary is None or turn is None:
         raise CorpusError(
             f"{where}: expected '[start - end] turn label [valence, activation, dominance]' "
-            f"such as '[6.2901 - 8.2357] Ses01F_impro01_F000 neu [2.5000, 2.5000, 2.5000]', got {line!r}."
+            f"such as '[6.2901 - 8.2357] Ses01F_impro01_F000 neu [2.5000, 2.5000, 2.5000]', got {quoted(line)}."
         )
     if summary["label"] not in {*_CLASSES, _NO_AGREEMENT}:
         known = ", ".join([*_CLASSES, _NO_AGREEMENT])
@@ -212,11 +215,15 @@ def _ballot(line: str, where: str) -> set[str]:
     """Return the classes that one annotator names, several at times; one who names none abstains."""
     vote = _VOTE.match(line)
     if vote is None:
-        raise CorpusError(f"{where}: expected an annotator's labels such as 'C-E2: Neutral; Anger; ()', got {line!r}.")
+        raise CorpusError(
+            f"{where}: expected an annotator's labels such as 'C-E2: Neutral; Anger; ()', got {quoted(line)}."
+        )
     names = [name.strip() for name in vote["labels"].split(";") if name.strip()]
     strangers = [name for name in names if name.lower() not in CLASS_OF]
     if strangers:
-        raise CorpusError(f"{where}: the annotator's label {strangers[0]!r} is none of {', '.join(sorted(CLASS_OF))}.")
+        raise CorpusError(
+            f"{where}: the annotator's label {quoted(strangers[0])} is none of {', '.join(sorted(CLASS_OF))}."
+        )
     return {CLASS_OF[name.lower()] for name in names}
 
 

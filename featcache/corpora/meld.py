@@ -14,6 +14,7 @@ from pathlib import Path
 from featcache.corpora._shared import CLASS_OF, choose, read_text, select
 from featcache.corpus import Corpus
 from featcache.errors import CorpusError
+from featcache.files import listed, quoted
 from featcache.manifest import Utterance
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -70,24 +71,30 @@ class Meld(Corpus):
 
 def _read(path: Path, split: str) -> Iterator[Utterance]:
     reader = csv.DictReader(io.StringIO(read_text(path).translate(_REPAIRS), newline=""), strict=True)
-    missing = sorted(_COLUMNS - set(reader.fieldnames or []))
-    if missing:
-        raise CorpusError(
-            f"{str(path)!r} has no column {', '.join(missing)}. It has: {', '.join(reader.fieldnames or []) or 'none'}."
-        )
     try:
+        missing = sorted(_COLUMNS - set(reader.fieldnames or []))
+        if missing:
+            raise CorpusError(
+                f"{str(path)!r} has no column {', '.join(missing)}. It has: {listed(reader.fieldnames or [])}."
+            )
+        found: set[str] = set()
         for row in reader:
-            yield _utterance(row, split, f"{str(path)!r}, line {reader.line_num}")
+            where = f"{str(path)!r}, line {reader.line_num}"
+            utterance = _utterance(row, split, where)
+            if utterance.id in found:
+                raise CorpusError(f"{where}: {utterance.id!r} is there a second time. Remove one of the two rows.")
+            found.add(utterance.id)
+            yield utterance
     except csv.Error as error:
         raise CorpusError(f"{str(path)!r}, line {reader.line_num}: {error}. Is a quotation mark missing?") from None
 
 
 def _utterance(row: dict[str, str], split: str, where: str) -> Utterance:
     if None in row or None in row.values():
-        raise CorpusError(f"{where}: a row of another length than the header's: {list(row.values())}.")
+        raise CorpusError(f"{where}: a row of another length than the header's: {quoted(list(row.values()))}.")
     emotion = row["Emotion"].strip().lower()
     if emotion not in CLASS_OF:
-        raise CorpusError(f"{where}: the emotion {row['Emotion']!r} is none of {', '.join(sorted(CLASS_OF))}.")
+        raise CorpusError(f"{where}: the emotion {quoted(row['Emotion'])} is none of {', '.join(sorted(CLASS_OF))}.")
     try:
         dialogue, turn, season, episode = (
             int(row[column]) for column in ("Dialogue_ID", "Utterance_ID", "Season", "Episode")

@@ -6,14 +6,15 @@ Cells of CSV are text: empty ones count as absent, and only ``start_s`` and ``en
 
 import csv
 import io
-import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from featcache.corpus import Corpus
-from featcache.errors import ConfigError, CorpusError, ManifestError
+from featcache.errors import ConfigError, CorpusError
+from featcache.files import listed, parse_json, quoted, read_plain
 from featcache.manifest import COLUMNS, Utterance, utterance_from_row
 
 _DELIMITERS = {".csv": ",", ".txt": ",", ".tsv": "\t", ".tab": "\t"}
@@ -62,11 +63,11 @@ class Table(Corpus):
     check_audio: bool = True
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and self.delimiter != "tab" and len(self.delimiter) != 1:
+        if self.delimiter not in (None, "tab") and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise ConfigError(f"delimiter={self.delimiter!r} is not one character. For a tab, give 'tab'.")
         try:
             "".encode(self.encoding)
-        except LookupError:
+        except (LookupError, ValueError):
             raise ConfigError(f"There is no encoding {self.encoding!r}. Common ones: utf-8-sig, cp1252.") from None
 
     def utterances(self, root: Path) -> list[Utterance]:
@@ -76,7 +77,7 @@ class Table(Corpus):
             CorpusError: the file is no table or a row of it is malformed, a column that an option names does not
                 exist (the message lists those that do), an id occurs twice, or a recording is missing.
         """
-        if not root.is_file():
+        if not os.path.isfile(root):
             raise CorpusError(f"{str(root)!r} is no file. Expected: {self.layout}.")
         columns, rows = self._rows(root)
         sources = self._sources(root, columns)
@@ -84,11 +85,13 @@ class Table(Corpus):
         for where, row in rows:
             utterance = _utterance(row, sources, where)
             if utterance.id in found:
-                raise CorpusError(f"{where}: the id {utterance.id!r} is that of {found[utterance.id][0]} already.")
-            if self.check_audio and utterance.audio is not None and not (root.parent / utterance.audio).is_file():
                 raise CorpusError(
-                    f"{where}: there is no recording {str(root.parent / utterance.audio)!r}. Relative paths start from "
-                    "the table's folder; set check_audio=false if the recordings are elsewhere for now."
+                    f"{where}: the id {quoted(utterance.id)} is that of {found[utterance.id][0]} already."
+                )
+            if self.check_audio and utterance.audio and not os.path.isfile(root.parent / utterance.audio):
+                raise CorpusError(
+                    f"{where}: there is no recording {quoted(str(root.parent / utterance.audio))}. Relative paths "
+                    "start from the table's folder; set check_audio=false if the recordings are elsewhere for now."
                 )
             found[utterance.id] = where, utterance
         return [utterance for _, utterance in found.values()]
@@ -96,8 +99,10 @@ class Table(Corpus):
     def _rows(self, path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
         """Return the names of the columns, and where each row stands with its cells; absent cells are left out."""
         try:
-            content = path.read_bytes().decode(self.encoding)
-        except UnicodeDecodeError as error:
+            content = read_plain(path).decode(self.encoding)
+        except OSError as error:
+            raise CorpusError(f"{str(path)!r} cannot be read: {error.strerror}. Check its permissions.") from None
+        except UnicodeError as error:
             raise CorpusError(
                 f"{str(path)!r} is not in the encoding {self.encoding}: {error}. "
                 "Try encoding=cp1252 or encoding=utf-16."
@@ -120,13 +125,13 @@ class Table(Corpus):
             if named is not None and named not in columns:
                 raise CorpusError(
                     f"{str(path)!r} has no column {named!r}, which the option {column!r} names. "
-                    f"It has: {', '.join(columns) or 'none'}."
+                    f"It has: {listed(columns)}."
                 )
             if named is not None or column in columns:
                 sources[column] = named or column
         if not sources.keys() & {"id", "audio"}:
             raise CorpusError(
-                f"{str(path)!r} needs a column of ids or of audio paths. It has: {', '.join(columns) or 'none'}. "
+                f"{str(path)!r} needs a column of ids or of audio paths. It has: {listed(columns)}. "
                 "Name one with the option 'id' or 'audio', or set 'delimiter'."
             )
         return sources
@@ -137,12 +142,12 @@ def _delimited(path: Path, content: str, delimiter: str) -> tuple[list[str], lis
     try:
         header = next(reader, [])
         if len(set(header)) != len(header):
-            raise CorpusError(f"{str(path)!r} has two columns of one name: {', '.join(header)}.")
+            raise CorpusError(f"{str(path)!r} has two columns of one name: {listed(header)}.")
         rows = []
         for cells in reader:
             where = f"{str(path)!r}, line {reader.line_num}"
             if cells and len(cells) != len(header):
-                raise CorpusError(f"{where}: {len(cells)} cells where the header has {len(header)}: {cells}.")
+                raise CorpusError(f"{where}: {len(cells)} cells where the header has {len(header)}: {quoted(cells)}.")
             if cells:
                 rows.append((where, {column: cell for column, cell in zip(header, cells, strict=True) if cell}))
     except csv.Error as error:
@@ -159,7 +164,7 @@ def _json_lines(path: Path, content: str) -> tuple[list[str], list[tuple[str, di
             continue
         where = f"{str(path)!r}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise CorpusError(f"{where} is not JSON: {error}.") from None
         if not isinstance(row, dict):
@@ -181,12 +186,15 @@ def _utterance(row: Mapping[str, Any], sources: Mapping[str, str], where: str) -
         if "id" not in sources and isinstance(values.get("audio"), str):
             values["id"] = PurePath(values["audio"]).stem
         return utterance_from_row({**extra, **values})
-    except (ManifestError, ValueError) as error:
+    except ValueError as error:  # a ManifestError is one
         raise CorpusError(f"{where}: {error}.") from None
 
 
 def _converted(column: str, value: Any) -> Any:
     """Return a cell as the manifest wants it: numbers for spans, and text where JSON has a whole number."""
     if column in ("start_s", "end_s"):
-        return float(value) if isinstance(value, str) else value
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError(f"column {column!r} must be seconds, 0 or more, got {quoted(value)}") from None
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,6 +1,7 @@
 """CSV files of a run folder, read by columns; every error names the file, the line and the column."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import ScoresError
+from featcache.files import quoted
+
+_MOST_DIGITS = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +91,11 @@ class CsvTable:
     def whole_numbers(self, column: str) -> list[int]:
         """Return a column of whole numbers, 0 or more."""
         for line, text in self._cells(column):
-            if not text.strip().isdecimal():
-                raise ScoresError(f"{str(self.path)!r}, line {line}: {column!r} holds {text!r}, not a whole number.")
+            if not text.strip().isdecimal() or len(text.strip()) > _MOST_DIGITS:
+                raise ScoresError(
+                    f"{str(self.path)!r}, line {line}: {column!r} holds {quoted(text)}, not a whole number of up to "
+                    f"{_MOST_DIGITS} digits."
+                )
         return [int(text) for text in self.texts(column)]
 
     def _cells(self, column: str) -> list[tuple[int, str]]:
@@ -96,6 +103,11 @@ class CsvTable:
 
     def _number(self, line: int, column: str, text: str) -> float:
         try:
-            return float(text)
+            value = float(text)
         except ValueError:
-            raise ScoresError(f"{str(self.path)!r}, line {line}: {column!r} holds {text!r}, not a number.") from None
+            raise ScoresError(
+                f"{str(self.path)!r}, line {line}: {column!r} holds {quoted(text)}, not a number."
+            ) from None
+        if math.isfinite(value) and abs(value) >= 10**_MOST_DIGITS:
+            raise ScoresError(f"{str(self.path)!r}, line {line}: {column!r} holds {value:g}, more than can be drawn.")
+        return value
