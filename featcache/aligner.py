@@ -70,10 +70,12 @@ class Aligner(ABC):
     Attributes:
         title: one line for listings.
         needs_text: whether an utterance without text fails.
+        version: raised by its author whenever the same settings and files give other intervals.
     """
 
     title: ClassVar[str]
     needs_text: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     @classmethod
     def name(cls) -> str:

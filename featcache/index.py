@@ -60,6 +60,7 @@ class Index:
         failed_generations: generation of a failure where that is not 0: an utterance may be held for an earlier input.
         arrays: name to dtype and shape.
         compressed: whether chunks are compressed.
+        int8_errors: id to the relative error of each layer, where frames are int8; see :mod:`featcache.dtypes`.
     """
 
     stream: str
@@ -70,6 +71,7 @@ class Index:
     failed_generations: Mapping[str, int] = field(default_factory=dict)
     arrays: Mapping[str, Any] = field(default_factory=dict)
     compressed: bool = False
+    int8_errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @cached_property
     def name(self) -> str:
@@ -84,8 +86,9 @@ class Index:
     def _plain(self) -> dict[str, Any]:
         """Return the fields as JSON values; `dataclasses.asdict` copies deeply, which thousands of entries feel."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        if not self.failed_generations:  # most parts have none, and those of earlier releases do not know of it
-            del values["failed_generations"]
+        for name in ("failed_generations", "int8_errors"):
+            if not values[name]:  # most parts have none, and those of earlier releases do not know of it
+                del values[name]
         return {**values, "entries": [vars(entry) for entry in self.entries]}
 
     @classmethod

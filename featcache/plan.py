@@ -82,13 +82,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Input:
-    """What is fed to a stream for one utterance: samples at its rate, text or speech, and their digest.
+    """What is fed to a stream for one utterance.
 
-    The digest of an attachment follows behind a ``+``, so that what the manifest gives can be compared without it.
+    Attributes:
+        value: samples at its rate, text or speech.
+        digest: what identifies it. The digest of an attachment follows behind a ``+``, so that what the manifest gives
+            can be compared without it.
+        resampler: what brought the samples to the stream's rate; empty where they are at it. It decides numbers too.
     """
 
     value: np.ndarray | str | Speech
     digest: str
+    resampler: str = ""
 
 
 def read_input(kind: InputKind, sample_rate_hz: int | None, manifest: Manifest, utterance: Utterance) -> Input:
@@ -111,10 +116,11 @@ def read_input(kind: InputKind, sample_rate_hz: int | None, manifest: Manifest, 
         return Input(text, _text_digest(text))
     recording = audio.decode(manifest.audio_path(utterance), utterance.start_s, utterance.end_s)
     samples, digest = recording.at_rate(sample_rate_hz), recording.digest(sample_rate_hz)
+    resampler = "" if recording.sample_rate_hz == sample_rate_hz else audio.RESAMPLER
     if kind == "audio":
-        return Input(samples, digest)
+        return Input(samples, digest, resampler)
     speech = Speech(utterance.id, utterance.speaker, samples, sample_rate_hz, text)
-    return Input(speech, digest + _text_digest(text))
+    return Input(speech, digest + _text_digest(text), resampler)
 
 
 def stream_input(stream: Stream, manifest: Manifest, utterance: Utterance) -> Input:
@@ -128,7 +134,8 @@ def stream_input(stream: Stream, manifest: Manifest, utterance: Utterance) -> In
     attachment = stream.attachment(utterance, read.digest)
     if attachment is None or not isinstance(read.value, Speech):
         return read
-    return Input(replace(read.value, attachment=attachment.value), f"{read.digest}+{attachment.digest}")
+    value = replace(read.value, attachment=attachment.value)
+    return replace(read, value=value, digest=f"{read.digest}+{attachment.digest}")
 
 
 def make_plan(
@@ -201,11 +208,11 @@ def _compare(
         located = cached.locate(item.utterance.id)
         following = located.entry.generation + 1
         try:
-            digest = stream_input(stream, manifest, item.utterance).digest
+            read = stream_input(stream, manifest, item.utterance)
         except FeatcacheError as error:
             return _State(failure=str(error), generation=following)
-        if digest != located.entry.input:
-            what = changed_input(stream.input, located.entry.input, digest)
+        if read.digest != located.entry.input:
+            what = changed_input(stream.input, located.entry.input, read.digest, read.resampler)
             return _State(changed=what, generation=following)
         if item.utterance.id in failures:
             return _State(changed="its input changed and failed, and is as before", generation=following)
@@ -265,16 +272,24 @@ def _narrow(parts: list[list[Item]], wanted: dict[str, Item], part_bytes: int, r
     return whole + _pack(loose, part_bytes, rate)
 
 
-def changed_input(kind: InputKind, before: str, now: str) -> str:
-    """Return what of an utterance's input changed, from the digests of then and now."""
+def changed_input(kind: InputKind, before: str, now: str, resampler: str = "") -> str:
+    """Return what of an utterance's input changed.
+
+    Args:
+        kind: whether it is audio, text, or both as speech.
+        before: its digest then.
+        now: its digest now.
+        resampler: :attr:`Input.resampler`, now. One digest covers audio and resampler, so that either may be another.
+    """
+    audio_changed = f"audio, or what resamples it (now {resampler})," if resampler else "audio"
     if kind != "speech":
-        return f"its {kind} changed"
+        return f"its {audio_changed if kind == 'audio' else kind} changed"
     width = 32  # hexadecimal digits of one digest: of the audio, then of the text, then the attachment's
     (said, _, attached), (says, _, attaches) = before.partition("+"), now.partition("+")
     differing = [
         what
         for what, differs in (
-            ("audio", said[:width] != says[:width]),
+            (audio_changed, said[:width] != says[:width]),
             ("text", said[width:] != says[width:]),
             ("alignment", attached != attaches),
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from featcache.errors import FeatcacheError
+from featcache.errors import ConfigError, FeatcacheError
 from featcache.files import canonical_json
 
 if TYPE_CHECKING:
@@ -130,6 +130,12 @@ class StreamSpec:
     utterance_arrays: Mapping[str, Any] = field(default_factory=dict)
     notes: str = ""
 
+    def __post_init__(self) -> None:
+        # Names of arrays become names of files.
+        bad = [name for name in (*self.frame_arrays, *self.utterance_arrays) if not name.isidentifier()]
+        if bad:
+            raise ConfigError(f"The stream {self.kind!r} has an array {bad[0]!r}: give it a plain name.")
+
     def identity(self) -> dict[str, Any]:
         """Return what decides the numbers, as plain JSON values."""
         values = asdict(self)
@@ -151,7 +157,8 @@ class StreamSpec:
         """Return a line for each thing that differs from `other`, as ``name: theirs -> ours``."""
         ours, theirs = _flat(self.identity()), _flat(other.identity())
         names = sorted(set(ours) | set(theirs))
-        return [f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in names if ours.get(key) != theirs.get(key)]
+        pairs = {key: (theirs.get(key, "not there"), ours.get(key, "not there")) for key in names}
+        return [f"{key}: {before} -> {now}" for key, (before, now) in pairs.items() if before != now]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "StreamSpec":

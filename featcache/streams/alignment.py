@@ -68,6 +68,8 @@ class AlignmentStream(Stream):
                 "aligner": self.aligner,
                 "symbols": self._aligner.symbol_set,
                 "settings": json.loads(canonical_json({**settings, **identity.further})),
+                # The first version is not named, so that alignments of earlier releases stay what they are.
+                **({"version": self._aligner.version} if self._aligner.version > 1 else {}),
             },
             layers=("interval",),
             dim=2,

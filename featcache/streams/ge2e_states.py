@@ -47,7 +47,7 @@ class Ge2eStates(Stream):
             kind=self.kind(),
             version=1,
             input="audio",
-            settings={"target_rms": self.target_rms},
+            settings={"target_rms": float(self.target_rms)},
             layers=tuple(f"lstm_{number}" for number in range(1, ge2e.NUM_LAYERS + 1)),
             dim=ge2e.DIM,
             frame_shift_s=ge2e.HOP / ge2e.SAMPLE_RATE_HZ,

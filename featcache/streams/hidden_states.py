@@ -60,6 +60,7 @@ class HiddenStates(Stream):
 
     def spec(self, dtype: str = "float16", compute_dtype: str = "float32") -> StreamSpec:
         """Return what decides the numbers; reads the configuration and hashes the weights, loads no model."""
+        self.__dict__.pop("_resolved", None)  # the files may be others than when this was last asked
         checkpoint = self._resolved
         config = checkpoint.config
         normed = self.tap == "final_norm" and bool(config.get("do_stable_layer_norm"))

@@ -11,7 +11,9 @@ array ``voiced_s`` says so with 0.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
 
 import numpy as np
@@ -43,7 +45,7 @@ class Speaker(Stream):
             dim=ge2e.DIM,
             frame_shift_s=None,
             sample_rate_hz=self.sample_rate_hz,
-            libraries=ge2e.libraries(),
+            libraries={**ge2e.libraries(), **({"webrtcvad": _detector_version()} if self.preprocess else {})},
             checkpoint=ge2e.identity(),
             compute_dtype="float32",
             dtype=dtype,
@@ -69,6 +71,14 @@ class Speaker(Stream):
     def seconds_per_second(self, device: str, compute_dtype: str) -> float:
         """Return a rough cost."""
         return 0.005
+
+
+def _detector_version() -> str:
+    """Return the release of the voice detector, which decides what is cut; its wheels are a package of another name."""
+    for package in ("webrtcvad", "webrtcvad-wheels"):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return "unknown"
 
 
 class SpeakerExtractor(Extractor):

@@ -31,6 +31,7 @@ _DIM = ("hidden_size", "d_model", "dim", "n_embd")
 _TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
     "spiece.model",
@@ -96,9 +97,9 @@ class TokenStates(Stream):
             dim=dim,
             axis="tokens",
             sample_rate_hz=None,
-            # Releases of transformers have changed how vocabularies are read; text is cheap to compute again.
-            libraries={"transformers": version("transformers")},
-            checkpoint={**checkpoint.identity(), "tokenizer_sha256": checkpoint.files_sha256(_TOKENIZER_FILES)},
+            # Releases of both have changed how vocabularies are read; text is cheap to compute again.
+            libraries={name: version(name) for name in ("tokenizers", "transformers")},
+            checkpoint={**checkpoint.identity(), "tokenizer_sha256": _tokenizer_sha256(checkpoint)},
             compute_dtype=compute_dtype,
             dtype=dtype,
             frame_arrays={
@@ -147,6 +148,12 @@ class TokenStates(Stream):
                 "as bert-base-uncased or roberta-base."
             )
         return checkpoint
+
+
+def _tokenizer_sha256(checkpoint: Checkpoint) -> str:
+    # tokenizer.4.0.0.json and the like are for other releases of transformers, which tokenizer_config.json lists.
+    versioned = (path.name for path in checkpoint.folder.glob("tokenizer.*.json"))
+    return checkpoint.files_sha256((*_TOKENIZER_FILES, *versioned))
 
 
 def _size(checkpoint: Checkpoint) -> tuple[int, int]:
