@@ -17,9 +17,12 @@ from featcache import registry
 CHUNK_FRAMES = 32
 """Frames in a chunk. A random window of 96 frames then touches 127 on average: 1.3 times what it needs."""
 
+READ_ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError)
+"""What zarr and h5py raise on damaged files; whoever opens or reads a part catches them."""
+
 
 class PartFile(ABC):
-    """One part, open for reading."""
+    """One part, open for reading; any of its methods may raise one of :data:`READ_ERRORS`."""
 
     @abstractmethod
     def frames(self, start: int, stop: int, layers: Sequence[int] | None = None) -> np.ndarray:
@@ -39,6 +42,14 @@ class PartFile(ABC):
     @abstractmethod
     def ids(self) -> list[str]:
         """Return the ids that were written beside the arrays."""
+
+    def metadata_changed(self, attributes: Mapping[str, Any]) -> bool:
+        """Say whether what other programs read beside the numbers is not what was written.
+
+        Args:
+            attributes: as they were given to :meth:`Backend.write`.
+        """
+        return self.ids() != attributes["ids"]
 
     @abstractmethod
     def close(self) -> None:

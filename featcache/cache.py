@@ -21,12 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from featcache import dtypes
-from featcache.backend import PartFile, load_backend
+from featcache.backend import READ_ERRORS, PartFile, load_backend
 from featcache.errors import CacheError, UnknownNameError
 from featcache.index import FORMAT, STATS, Entry, Index
 from featcache.stream import StreamSpec
 
 _MOST_OPEN_PARTS = 512
+
+DESCRIPTION = "stream.json"
+"""Name of the file in a stream's folder that says what decided its numbers."""
 
 
 def open(path: str | Path) -> "Cache":  # noqa: A001
@@ -72,7 +75,7 @@ class Cache(Mapping[str, "CachedStream"]):
         return any(name in (full, full.rpartition("-")[0]) for full in self)
 
     def __iter__(self) -> Iterator[str]:
-        names = [path.parent.name for path in self.path.glob("*/stream.json")]
+        names = [path.parent.name for path in self.path.glob(f"*/{DESCRIPTION}")]
         return iter(sorted(names))
 
     def __len__(self) -> int:
@@ -88,7 +91,7 @@ def read_spec(folder: Path) -> StreamSpec:
     Raises:
         CacheError: it is missing, damaged, of a newer format, or not the spec the folder is named after.
     """
-    path = folder / "stream.json"
+    path = folder / DESCRIPTION
     try:
         values = json.loads(path.read_bytes())
         if values["format"] > FORMAT:
@@ -303,7 +306,7 @@ class CachedStream:
     def _read(self, index: Index, read: Callable[[PartFile], np.ndarray]) -> np.ndarray:
         try:
             return read(self._part(index))
-        except (OSError, ValueError, KeyError) as error:
+        except READ_ERRORS as error:
             raise CacheError(
                 f"{self.name}/{index.name} cannot be read: {error}. If 'featcache verify {self.path.parent}' says the "
                 f"same, delete {index.name}.json and run the same extract again: only that part is computed again."

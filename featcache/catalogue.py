@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import h5py
@@ -53,6 +54,22 @@ def renew_catalogue(cache: Path, name: str, aside: Callable[[], AbstractContextM
             elif not is_current(stream, chosen):
                 with aside() as folder:
                     write(stream, chosen, folder)
+
+
+def damaged_view(stream: CachedStream) -> Path | None:
+    """Return the HDF5 view where it says that it shows the parts that are there, and does not.
+
+    One that shows fewer parts, as after a kill, is renewed by the next extraction; so is any damage to the Zarr view.
+    """
+    chosen = [index for index in stream.indices.values() if index.backend == "hdf5" and index.entries]
+    if not chosen or not _hdf5_is_current(stream, chosen):
+        return None
+    with TemporaryDirectory() as folder:
+        expected = Path(folder) / HDF5_NAME
+        with h5py.File(expected, "w") as file:
+            _fill_hdf5(file, stream, chosen)
+        same = expected.read_bytes() == (stream.path / HDF5_NAME).read_bytes()
+    return None if same else stream.path / HDF5_NAME
 
 
 def _current(stream: CachedStream, parts: Sequence[Index]) -> list[tuple[Index, int, Entry]]:

@@ -6,6 +6,7 @@ removed by the next writer, which can tell by the lock that the dead process no 
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from featcache.backend import Backend, load_backend
 from featcache.errors import CacheError, StreamError
 from featcache.files import sync, write_json
 from featcache.index import FORMAT, Entry, Index, checksum
-from featcache.integrity import part_problems
+from featcache.integrity import part_attributes, part_problems
 from featcache.stream import EXACT_DTYPES, Features, StreamSpec
 
 
@@ -38,6 +39,7 @@ class Stored:
         frames: ``(layers, frames, dim)`` in the stored type, or None for the stats tier.
         frame_arrays: arrays along its frames.
         utterance_arrays: arrays of one value, mean and std among them.
+        int8_errors: relative error of each layer where frames are int8; otherwise empty.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Stored:
     frames: np.ndarray | None
     frame_arrays: Mapping[str, np.ndarray]
     utterance_arrays: Mapping[str, np.ndarray]
+    int8_errors: tuple[float, ...] = ()
 
 
 def store(name: str, digest: str, generation: int, features: Features, spec: StreamSpec, tier: str) -> Stored:
@@ -68,6 +71,7 @@ def store(name: str, digest: str, generation: int, features: Features, spec: Str
         if set(declared) != set(given):
             raise StreamError(f"got the {kind} arrays {sorted(given)}, expected {sorted(declared)}")
     stored, extra = dtypes.encode(frames, spec.dtype, spec.layers)
+    _check_arrays(features, spec)
     if spec.dtype in EXACT_DTYPES:
         return Stored(name, digest, generation, num_frames, stored, features.frame_arrays, features.utterance_arrays)
     # float64 sums, so that the stats do not depend on how NumPy pairs its additions.
@@ -80,7 +84,27 @@ def store(name: str, digest: str, generation: int, features: Features, spec: Str
     }
     if tier == "stats":
         return Stored(name, digest, generation, num_frames, None, {}, utterance_arrays)
-    return Stored(name, digest, generation, num_frames, stored, features.frame_arrays, {**utterance_arrays, **extra})
+    errors = dtypes.layer_errors(frames, stored, extra) if stored.dtype == np.int8 else ()
+    return Stored(
+        name, digest, generation, num_frames, stored, features.frame_arrays, {**utterance_arrays, **extra}, errors
+    )
+
+
+def _check_arrays(features: Features, spec: StreamSpec) -> None:
+    """Refuse further arrays that are not what the spec declares, or not finite."""
+    for declared, given, ahead in (
+        (spec.frame_arrays, features.frame_arrays, (features.frames.shape[1],)),
+        (spec.utterance_arrays, features.utterance_arrays, ()),
+    ):
+        for name, form in declared.items():
+            values, dtype, shape = given[name], np.dtype(form["dtype"]), (*ahead, *form["shape"])
+            if (values.dtype, values.shape) != (dtype, shape):
+                raise StreamError(
+                    f"array {name!r} is {values.dtype} of shape {values.shape}, expected {dtype} of {shape}"
+                )
+            # In exact streams NaN is a measure that an aligner does not know.
+            if spec.dtype not in EXACT_DTYPES and not dtypes.all_finite(values):
+                raise StreamError(f"array {name!r} holds NaN or infinite values. Check the audio and the checkpoint.")
 
 
 class StreamWriter:
@@ -162,6 +186,7 @@ class StreamWriter:
             },
             arrays={name: {"dtype": str(values.dtype), "shape": list(values.shape)} for name, values in arrays.items()},
             compressed=self._compress,
+            int8_errors={item.id: item.int8_errors for item in utterances if item.int8_errors},
         )
         try:
             self.write_spec()
@@ -171,7 +196,7 @@ class StreamWriter:
         except OSError as error:
             raise CacheError(
                 f"{self.spec.name}: a part of {len(utterances)} utterances could not be written: "
-                f"{error.strerror or error}. Parts committed before are whole; make room and run the command again."
+                f"{_reason(error)}. Parts committed before are whole; make room and run the command again."
             ) from error
         return index.name
 
@@ -179,17 +204,12 @@ class StreamWriter:
         target = self.folder / (index.name + self._backend.suffix)
         if target.exists():
             # Of a run killed between its rename and its index, or of a second writer: adopted when it is whole.
-            if not any(part_problems(self.folder, index, self.spec.frame_arrays)):
+            if not any(part_problems(self.folder, index, self.spec)):
                 return
             target.rename(self.workplace / f"damaged-{secrets.token_hex(4)}")
         aside = self.workplace / target.name
-        attributes = {
-            "stream": self.spec.name,
-            "ids": [entry.id for entry in index.entries],
-            "layers": list(self.spec.layers),
-        }
         try:
-            self._backend.write(aside, arrays, attributes, self._compress)
+            self._backend.write(aside, arrays, part_attributes(index, self.spec), self._compress)
             sync(aside)
             try:
                 aside.rename(target)
@@ -199,6 +219,12 @@ class StreamWriter:
             sync(self.folder, below=False)
         finally:
             _remove(aside)
+
+
+def _reason(error: OSError) -> str:
+    """Return what the system said, also where it is inside what the HDF5 library says."""
+    inside = re.search(r"errno = (\d+)", str(error))
+    return error.strerror or (os.strerror(int(inside[1])) if inside else str(error))
 
 
 def _versions() -> dict[str, str]:

@@ -1,17 +1,26 @@
 """Checking a cache: what its indices promise against what its parts hold; and what it holds of a manifest."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from featcache.cache import Cache, CachedStream
+from featcache.cache import DESCRIPTION, Cache, CachedStream, read_spec
+from featcache.catalogue import damaged_view, renew_catalogue
+from featcache.commit import StreamWriter, workplace
 from featcache.errors import CacheError, FeatcacheError
+from featcache.files import sync
 from featcache.index import Index
 from featcache.integrity import part_problems
 from featcache.manifest import Manifest, Utterance
 from featcache.plan import changed_input, read_input
 from featcache.sources import changed_sources
+from featcache.stream import StreamSpec
+
+_DROPPED = "what was computed of it was damaged and dropped; run the same extract again"
 
 
 @dataclass(frozen=True)
@@ -21,10 +30,12 @@ class Problem:
     Attributes:
         where: ``stream`` or ``stream/part``.
         what: a sentence, naming the utterance where it concerns one.
+        file: what holds the promise that is broken: an index, a stream's description, or a view for other programs.
     """
 
     where: str
     what: str
+    file: Path
 
 
 def verify(
@@ -34,7 +45,8 @@ def verify(
 
     Args:
         cache: the cache's folder.
-        full: compare the checksum of every utterance with its bytes; otherwise shapes, types, offsets and ids.
+        full: compare the checksum of every utterance with its bytes, and find numbers that are not finite; otherwise
+            counts, shapes, types, offsets and ids.
         on_part: called with the number of parts checked so far and of all parts.
 
     Returns:
@@ -47,25 +59,113 @@ def verify(
     if not cache.is_dir():
         raise CacheError(f"There is no cache {str(cache)!r}.")
     problems: list[Problem] = []
-    parts: list[tuple[CachedStream, Index]] = []
-    for name in Cache(cache):
-        indices, bad = _read_indices(cache / name)
+    parts: list[tuple[Path, Index, StreamSpec]] = []
+    for folder in _streams(cache):
+        indices, bad = _read_indices(folder)
         problems += bad
-        if indices is not None:
-            parts += [(indices, index) for index in indices.indices.values() if index.entries]
-    for number, (stream, index) in enumerate(parts, start=1):
+        try:
+            spec = read_spec(folder)
+        except CacheError as error:
+            problems.append(Problem(folder.name, f"{error} Its parts cannot be checked before.", folder / DESCRIPTION))
+        else:
+            parts += [(folder, index, spec) for index in indices if index.entries]
+            if full and not bad and (view := damaged_view(CachedStream(folder, spec))):
+                what = "it is not the view of the parts that it says it is. Delete it: the next extract writes it anew."
+                problems.append(Problem(f"{folder.name}/{view.name}", what, view))
+    for number, (folder, index, spec) in enumerate(parts, start=1):
+        found = list(part_problems(folder, index, spec, full))
         remedy = f"Delete {index.name}.json and run the same extract again: only that part is computed again."
-        found = part_problems(stream.path, index, stream.spec.frame_arrays, full)
-        problems += [Problem(f"{stream.name}/{index.name}", f"{what}. {remedy}") for what in found]
+        where, file = f"{folder.name}/{index.name}", folder / f"{index.name}.json"
+        problems += [Problem(where, f"{what}. {remedy}", file) for what in found]
         on_part(number, len(parts))
-    return sum(len(index.entries) for _, index in parts), problems
+    return sum(len(index.entries) for _, index, _ in parts), problems
 
 
-def _read_indices(folder: Path) -> tuple[CachedStream | None, list[Problem]]:
+def repair(cache: str | Path, problems: Sequence[Problem]) -> list[str]:
+    """Drop what :func:`verify` found broken, so that the same extract computes it again, and that alone.
+
+    Nothing that is whole is touched. Where an earlier part holds an utterance for an input that it no longer has, the
+    utterance becomes a failure, so that the earlier features are not taken for the present ones meanwhile.
+
+    Args:
+        cache: the cache's folder.
+        problems: what was found.
+
+    Returns:
+        A sentence for each file that was dropped.
+
+    Raises:
+        CacheError: the cache cannot be written to.
+    """
+    cache = Path(cache)
+    dropped = []
+    for file in dict.fromkeys(problem.file for problem in problems):
+        try:
+            dropped.append(_drop(cache, file))
+        except OSError as error:
+            raise CacheError(f"{str(file)!r} cannot be dropped: {error.strerror or error}.") from error
+    for folder in dict.fromkeys(problem.file.parent for problem in problems):
+        if (folder / DESCRIPTION).exists():
+            with suppress(OSError, ValueError, CacheError):  # views of what is left; the next extract renews them too
+                renew_catalogue(cache, folder.name, partial(workplace, cache))
+    return dropped
+
+
+def _drop(cache: Path, file: Path) -> str:
+    """Take back a promise, then remove what it was about."""
+    folder = file.parent
+    if file.name == DESCRIPTION:
+        file.unlink(missing_ok=True)
+        return f"{folder.name}/{DESCRIPTION}: the same extract writes it anew, and computes nothing."
+    if not file.name.endswith(".json"):
+        file.unlink(missing_ok=True)
+        return f"{folder.name}/{file.name}: it is written anew from the parts."
     try:
-        return CachedStream(folder), []
-    except CacheError as error:
-        return None, [Problem(folder.name, str(error))]
+        index: Index | None = Index.read(file)
+    except (CacheError, OSError):
+        index = None
+    if index is not None:
+        _mark_superseded(cache, folder, index)
+    file.unlink(missing_ok=True)
+    sync(folder, below=False)
+    for path in folder.glob(f"{file.stem}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.stem == file.stem:
+            path.unlink()
+    told = "its utterances" if index is None else f"{len(index.entries)} utterances"
+    return f"{folder.name}/{file.stem}: {told}; the same extract computes them again."
+
+
+def _mark_superseded(cache: Path, folder: Path, index: Index) -> None:
+    """Record as failures the utterances of a part whose earlier input another part still holds."""
+    generations = {entry.id: entry.generation for entry in index.entries if entry.generation}
+    earlier = {
+        entry.id
+        for other in _read_indices(folder)[0]
+        for entry in other.entries
+        if other.name != index.name and entry.id in generations
+    }
+    if not earlier:
+        return
+    with StreamWriter(cache, read_spec(folder), index.backend, index.tier) as writer:
+        writer.commit([], dict.fromkeys(sorted(earlier), _DROPPED), generations)
+
+
+def _streams(cache: Path) -> list[Path]:
+    """Return the folders of streams, those that lost their description among them."""
+    return sorted({path.parent for pattern in (DESCRIPTION, "part-*.json") for path in cache.glob(f"*/{pattern}")})
+
+
+def _read_indices(folder: Path) -> tuple[list[Index], list[Problem]]:
+    """Return the indices that can be read, and a problem for each other one."""
+    indices, problems = [], []
+    for path in sorted(folder.glob("part-*.json")):
+        try:
+            indices.append(Index.read(path))
+        except (CacheError, OSError) as error:
+            problems.append(Problem(f"{folder.name}/{path.stem}", str(error), path))
+    return indices, problems
 
 
 @dataclass(frozen=True)
@@ -121,11 +221,11 @@ def changed_inputs(
 
     def compare(utterance: Utterance) -> str | None:
         try:
-            digest = read_input(stream.spec.input, stream.spec.sample_rate_hz, manifest, utterance).digest
+            read = read_input(stream.spec.input, stream.spec.sample_rate_hz, manifest, utterance)
         except FeatcacheError as error:
             return str(error)
         before = stream.locate(utterance.id).entry.input.partition("+")[0]  # an attachment is not the manifest's
-        return None if digest == before else changed_input(stream.spec.input, before, digest)
+        return None if read.digest == before else changed_input(stream.spec.input, before, read.digest, read.resampler)
 
     changed: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:

@@ -31,7 +31,8 @@ class View:
             they take at most 40 % of what is free.
 
     Raises:
-        CacheError: the stream lacks utterances; the message counts them and names the first.
+        CacheError: the stream lacks utterances, or holds them only for an input that they no longer have; the message
+            counts them and names the first.
 
     Attributes:
         lengths: ``(utterances,)`` int64, frames of each utterance, on the CPU.
@@ -45,11 +46,13 @@ class View:
         device: str | torch.device = "cpu",
         place: Place = "auto",
     ) -> None:
-        missing = [name for name in ids if name not in stream]
+        failures = stream.failures
+        missing = [name for name in ids if name not in stream or name in failures]
         if missing:
+            reason = failures.get(missing[0], "never extracted")
             raise CacheError(
-                f"{stream.name} lacks {len(missing)} of {len(ids)} utterances, such as {missing[0]!r}. Extract them, "
-                "or leave them out on purpose with --missing drop."
+                f"{stream.name} lacks {len(missing)} of {len(ids)} utterances, such as {missing[0]!r} ({reason}). "
+                "Extract them, or leave them out on purpose with --missing drop."
             )
         self.stream = stream
         self.ids = list(ids)

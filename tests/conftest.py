@@ -18,3 +18,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real corpora are not at hand")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what faults cost, where tests injected some."""
+    from faults import PROPERTY, table
+
+    passed = terminalreporter.getreports("passed")
+    costs = [
+        value
+        for report in passed
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == PROPERTY
+    ]
+    if costs:
+        terminalreporter.section("faults injected")
+        terminalreporter.write_line(table([str(cost) for cost in costs]))

@@ -20,6 +20,7 @@ from featcache.commit import StreamWriter, store
 from featcache.errors import CacheError, ConfigError, StreamError, UnknownNameError
 from featcache.extract import Options, Summary, extract
 from featcache.stream import Extractor, Features, Stream, StreamSpec
+from featcache.verify import verify
 
 BACKENDS = ["zarr", "hdf5"]
 
@@ -114,6 +115,16 @@ def test_put_then_get_is_bit_exact(
         assert np.array_equal(stream.window(name, 3, 7, [2, 0]), frames[[2, 0], 3:10].astype(dtype))
         assert np.array_equal(stream.window(name, 3, 7, [1]), frames[[1], 3:10].astype(dtype))
         assert np.array_equal(stream.frame_array("position", name), np.arange(frames.shape[1]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frames_of_zeros_are_stored_like_any_others(tmp_path: Path, manifest: Manifest, backend: str) -> None:
+    run(manifest, tmp_path / "cache", Ramp(gain=0.0), backend=backend)
+    stream = featcache.open(tmp_path / "cache")["ramp"]
+    for name in manifest.ids:
+        assert stream[name].shape == expected(manifest, name).shape
+        assert not stream[name].any()
+    assert verify(tmp_path / "cache")[1] == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -84,6 +84,14 @@ class Hdf5Part(PartFile):
         with h5py.File(self._path, "r") as file:
             return list(file["ids"].asstr()[...])
 
+    def metadata_changed(self, attributes: Mapping[str, Any]) -> bool:
+        """Compare attributes and lists of names with what was written."""
+        with h5py.File(self._path, "r") as file:
+            return any(
+                list(file[name].asstr()[...]) != value if isinstance(value, list) else file.attrs[name] != value
+                for name, value in attributes.items()
+            )
+
     def close(self) -> None:
         """Close the file and drop the map."""
         self._map = None

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
+from zarr.storage import MemoryStore
 
 from featcache.backend import CHUNK_FRAMES, Backend, PartFile
 
@@ -26,34 +27,55 @@ class ZarrBackend(Backend):
         self, path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], compress: bool
     ) -> None:
         """Write a Zarr group."""
-        group = zarr.create_group(store=str(path), zarr_format=3, attributes=dict(attributes))
-        compressors = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle") if compress else None
+        forms = {name: (values.dtype, values.shape) for name, values in arrays.items()}
+        _, made = _create(str(path), attributes, forms, compress)
         for name, values in arrays.items():
-            if name == "frames":
-                _, frames, dim = values.shape
-                chunks: tuple[int, ...] = (1, CHUNK_FRAMES, dim)
-                shards: tuple[int, ...] | None = (1, CHUNK_FRAMES * max(1, math.ceil(frames / CHUNK_FRAMES)), dim)
-                names: tuple[str, ...] | None = ("layers", "frames", "dim")
-            else:
-                chunks, shards, names = tuple(max(1, size) for size in values.shape), None, None
-            array = group.create_array(
-                name,
-                shape=values.shape,
-                dtype=values.dtype,
-                chunks=chunks,
-                shards=shards,
-                compressors=compressors,
-                filters=None,
-                fill_value=0,
-                dimension_names=names,
-                # A chunk of zeros that is left out would break the raw layout.
-                config={"write_empty_chunks": True},
-            )
-            array[...] = values
+            made[name][...] = values
 
     def open(self, path: Path) -> "ZarrPart":
         """Open a Zarr group."""
         return ZarrPart(path)
+
+
+def _create(
+    store: str | MemoryStore,
+    attributes: Mapping[str, Any],
+    forms: Mapping[str, tuple[Any, tuple[int, ...]]],
+    compress: bool,
+) -> tuple[zarr.Group, dict[str, zarr.Array]]:
+    """Create a group and its arrays, still empty, from their types and shapes."""
+    group = zarr.create_group(store=store, zarr_format=3, attributes=dict(attributes))
+    compressors = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle") if compress else None
+    arrays = {}
+    for name, (dtype, shape) in forms.items():
+        if name == "frames":
+            _, frames, dim = shape
+            chunks: tuple[int, ...] = (1, CHUNK_FRAMES, dim)
+            shards: tuple[int, ...] | None = (1, CHUNK_FRAMES * max(1, math.ceil(frames / CHUNK_FRAMES)), dim)
+            names: tuple[str, ...] | None = ("layers", "frames", "dim")
+        else:
+            chunks, shards, names = tuple(max(1, size) for size in shape), None, None
+        arrays[name] = group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            compressors=compressors,
+            filters=None,
+            fill_value=0,
+            dimension_names=names,
+            # A chunk of zeros that is left out would break the raw layout; an array opened again forgets this.
+            config={"write_empty_chunks": True},
+        )
+    return group, arrays
+
+
+def _member(group: zarr.Group, name: str) -> zarr.Array:
+    member = group[name]
+    if not isinstance(member, zarr.Array):
+        raise KeyError(name)
+    return member
 
 
 class ZarrPart(PartFile):
@@ -80,19 +102,26 @@ class ZarrPart(PartFile):
 
     def array(self, name: str) -> np.ndarray:
         """Return an array whole."""
-        member = self._group[name]
-        return np.asarray(member[...])  # type: ignore[index]
+        return np.asarray(_member(self._group, name)[...])
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Return dtype and shape from the array's metadata."""
-        member = self._group[name]
-        if not isinstance(member, zarr.Array):
-            raise KeyError(name)
+        member = _member(self._group, name)
         return str(member.dtype), tuple(member.shape)
 
     def ids(self) -> list[str]:
         """Return the ids among the group's attributes."""
         return list(self._group.attrs["ids"])  # type: ignore[arg-type]
+
+    def metadata_changed(self, attributes: Mapping[str, Any]) -> bool:
+        """Compare the group's metadata, and every array's, with those of the same arrays made anew."""
+        arrays = dict(self._group.arrays())
+        forms = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+        compressed = any(array.compressors for array in arrays.values())
+        group, expected = _create(MemoryStore(), attributes, forms, compressed)
+        return dict(self._group.attrs) != dict(group.attrs) or any(
+            array.metadata != expected[name].metadata for name, array in arrays.items()
+        )
 
     def close(self) -> None:
         """Drop the maps; the operating system unmaps them with their last view."""
@@ -100,10 +129,7 @@ class ZarrPart(PartFile):
 
     def _frames_array(self) -> zarr.Array:
         if self._array is None:
-            member = self._group["frames"]
-            if not isinstance(member, zarr.Array):
-                raise KeyError("frames")
-            self._array = member
+            self._array = _member(self._group, "frames")
         return self._array
 
     @staticmethod
