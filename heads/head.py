@@ -18,6 +18,7 @@ from torch import nn
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, UnknownNameError
 from featcache.stream import EXACT_DTYPES
+from featcache.view import Place, View
 from heads.folds import Fold
 from heads.inputs import Inputs
 from heads.unfinished import Unfinished
@@ -86,6 +87,7 @@ class Task:
         places: where what is classified are frames and not utterances: the utterance and the frame (of the stream read)
             that each of `ids` stands for; empty otherwise.
         unfinished: where training that is not finished is kept; None keeps nothing.
+        place: where frames are held; see :class:`featcache.view.View`.
     """
 
     streams: Mapping[str, CachedStream]
@@ -97,6 +99,7 @@ class Task:
     speakers: Sequence[str | None] = ()
     places: Sequence[tuple[str, int]] = ()
     unfinished: Unfinished | None = None
+    place: Place = "auto"
     _positions: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +108,10 @@ class Task:
     def positions(self, ids: Sequence[str]) -> np.ndarray:
         """Return where utterances stand in :attr:`ids`, ``(utterances,)`` int64."""
         return np.array([self._positions[name] for name in ids], np.int64)
+
+    def view(self, stream: CachedStream, ids: Sequence[str] | None = None, layers: Sequence[int] | None = None) -> View:
+        """Return a stream's frames as tensors, of all of :attr:`ids` unless others are named."""
+        return View(stream, self.ids if ids is None else ids, layers, self.device, self.place)
 
     def stream(self, head: str) -> CachedStream:
         """Return the stream of a head that reads exactly one.

@@ -20,6 +20,7 @@ from featcache.errors import ConfigError, UnknownNameError
 from featcache.extract import Options
 from featcache.files import canonical_json
 from featcache.settings import build
+from featcache.view import Place
 from heads.head import FitSettings
 
 
@@ -51,6 +52,8 @@ class TrainConfig:
         label: the manifest's column to learn.
         drop_unlabelled: leave utterances without a label out, instead of refusing.
         device: where training runs.
+        place: where the frames that a head reads are held: ``memory`` (of the device), ``disk``, or ``auto``, which is
+            memory where they take at most 40 % of what is free.
     """
 
     head: str = "layer_mix"
@@ -65,6 +68,7 @@ class TrainConfig:
     label: str = "label"
     drop_unlabelled: bool = False
     device: str = "auto"
+    place: Place = "auto"
 
     def __post_init__(self) -> None:
         for name, value in self.settings.items():
@@ -73,9 +77,10 @@ class TrainConfig:
                 raise ConfigError(f"settings.{name} must be finite, got {value}.")
 
     def digest(self, *context: Any) -> str:
-        """Return 16 digits that name this configuration together with what it ran on; the device has no part."""
+        """Return 16 digits that name this configuration together with what it ran on; device and place have no part."""
         values = asdict(self)
-        values.pop("device")
+        for name in ("device", "place"):
+            values.pop(name)
         return hashlib.sha256(canonical_json([values, *context])).hexdigest()[:16]
 
 

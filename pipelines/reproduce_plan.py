@@ -4,8 +4,8 @@ All that can be refused is refused here, before anything trains: presets and set
 utterances that a stream lacks, folds that would leak, folders that hold something else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from pipelines import show
 from pipelines.config import TrainConfig, merge, read_preset, recorded_config, train_config
 from pipelines.paper import FusionOf, Paper, ProbeOf, RunOf
 from pipelines.probe import COLUMNS_OF, PHONE, SPEAKER
+from pipelines.reporting.differences import differences
 from pipelines.resolve import resolve_streams
 from pipelines.run_folders import check_folder
 from pipelines.train_heads import load_head
@@ -105,6 +106,7 @@ class Plan:
         not_run: key to reason, of what is left out.
         missing: sentence to the keys that the cache lacks something for.
         folds: the folds of each training, by key.
+        presets: the preset of each of the paper's runs, by key.
     """
 
     paper: Paper
@@ -118,6 +120,7 @@ class Plan:
     not_run: Mapping[str, str]
     missing: Mapping[str, Sequence[str]]
     folds: Mapping[str, FoldSet]
+    presets: Mapping[str, str]
 
 
 def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options: Options) -> Plan:
@@ -138,17 +141,8 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
     """
     check_folder(out)
     opened = open_cache(cache)
-    trainings: dict[str, Training] = {}
-    not_run: dict[str, str] = {}
-    missing: dict[str, list[str]] = {}
-    for key, of in paper.runs.items():
-        if options.demo and of.demo is None:
-            not_run[key] = f"needs {_checkpoints(read_preset(paper.preset(of.preset)), of.preset)}, no demo form"
-            continue
-        try:
-            trainings[key] = _training(paper, key, of, opened, out, options)
-        except CacheError as error:
-            missing.setdefault(str(error), []).append(key)
+    presets = {key: of.demo if options.demo else of.preset for key, of in paper.runs.items()}
+    trainings, not_run, missing = _trainings(paper, opened, out, options)
     lacking = _lacking(opened, manifest, trainings)
     num_dropped = 0
     if options.missing == "drop":
@@ -160,42 +154,78 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
     else:
         for name, ids in lacking.items():
             keys = [key for key, training in trainings.items() if name in training.config.streams]
-            missing.setdefault(_uncovered(opened, name, ids, len(manifest)), []).extend(keys)
+            missing[_uncovered(opened, name, ids, len(manifest))] = keys
     short = {key: sentence for sentence, keys in missing.items() for key in keys}
     trainings = {key: training for key, training in trainings.items() if key not in short}
     not_run |= short
     _check_trainings(trainings, out, options.overwrite)
     folds = _folds(manifest, trainings)
+    probes = _probes(paper, manifest, trainings, not_run, options)
+    fusions = _fusions(paper, trainings, not_run)
+    return Plan(
+        paper, manifest, num_dropped, cache, out, trainings, probes, fusions, not_run, missing, folds,
+        {key: name for key, name in presets.items() if name is not None},
+    )  # fmt: skip
+
+
+def _trainings(
+    paper: Paper, cache: Cache, out: Path, options: Options
+) -> tuple[dict[str, Training], dict[str, str], dict[str, list[str]]]:
+    """Return the trainings, why others have no form, and what the cache lacks with the keys that need it."""
+    trainings: dict[str, Training] = {}
+    not_run: dict[str, str] = {}
+    missing: dict[str, list[str]] = {}
+    for key, of in paper.runs.items():
+        if options.demo and of.demo is None:
+            not_run[key] = f"needs {_checkpoints(read_preset(paper.preset(of.preset)), of.preset)}, no demo form"
+            continue
+        try:
+            trainings[key] = _training(paper, key, of, cache, out, options)
+        except CacheError as error:
+            missing.setdefault(str(error), []).append(key)
+    return trainings, not_run, missing
+
+
+def _probes(
+    paper: Paper, manifest: Manifest, trainings: Mapping[str, Training], not_run: dict[str, str], options: Options
+) -> dict[str, Probe]:
+    """Return the probes; why others are left out goes into `not_run`."""
     probes = {}
-    for key, probe in paper.probes.items():
-        columns = _columns(probe.target)
-        if probe.run not in trainings:
-            not_run[key] = f"{probe.run} is left out"
-        elif options.demo and probe.demo is None:
+    for key, of in paper.probes.items():
+        columns = _columns(of.target)
+        if of.run not in trainings:
+            not_run[key] = f"{of.run} is left out"
+        elif options.demo and of.demo is None:
             not_run[key] = "no demo form"
         elif columns and not any(utterance.column(column) for utterance in manifest for column in columns):
             not_run[key] = f"no utterance has the column {' or '.join(columns)}"
         else:
-            probes[key] = _probe(paper, key, probe, trainings[probe.run], options)
+            probes[key] = _probe(paper, key, of, trainings[of.run], options)
+    return probes
+
+
+def _fusions(paper: Paper, trainings: Mapping[str, Training], not_run: dict[str, str]) -> dict[str, FusionOf]:
+    """Return the fusions; why others are left out goes into `not_run`."""
     fusions = {}
     for key, fusion in paper.fusions.items():
-        out_of = [run for run in fusion.runs if run not in trainings]
-        if out_of:
-            not_run[key] = f"{' and '.join(out_of)} {'is' if len(out_of) == 1 else 'are'} left out"
+        absent = [run for run in fusion.runs if run not in trainings]
+        if absent:
+            not_run[key] = f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} left out"
         else:
             fusions[key] = fusion
-    return Plan(
-        paper, manifest, num_dropped, cache, out, trainings, probes, fusions, not_run, missing, folds
-    )  # fmt: skip
+    return fusions
 
 
 def refusal(plan: Plan) -> CacheError:
     """Return what to say where rows lack something and are not to be left out."""
     rows = [f"  {', '.join(keys)}: {sentence}" for sentence, keys in plan.missing.items()]
-    count = sum(len(keys) for keys in plan.missing.values())
+    count = len({key for keys in plan.missing.values() for key in keys})
+    presets = dict.fromkeys(plan.presets[key] for keys in plan.missing.values() for key in keys)
+    rows += [f"  featcache extract MANIFEST --cache {plan.cache} --preset {preset}" for preset in presets]
+    rows.insert(len(plan.missing), "What makes all that they read:")
     return CacheError(
         f"{count} of the {len(plan.paper.runs)} trainings of {plan.paper.name} cannot run:\n" + "\n".join(rows) + "\n"
-        "Mend that, or leave these rows out with --skip-missing; --demo runs the small forms."
+        "Or leave these rows out with --skip-missing; --demo runs the small forms."
     )
 
 
@@ -224,7 +254,7 @@ def describe(plan: Plan) -> str:
     if plan.num_dropped:
         lines.append(f"{plan.num_dropped} utterances are left out of every row: a stream lacks them.")
     steps = sum(len(plan.folds[key]) * training.config.fit.steps for key, training in plan.trainings.items())
-    lines.append(f"{len(plan.manifest)} utterances, {len(plan.trainings)} trainings, {steps:,} steps in all.")
+    lines.append(f"{len(plan.manifest)} utterances, trainings: {len(plan.trainings)}, {steps:,} steps in all.")
     return "\n".join(lines)
 
 
@@ -340,44 +370,3 @@ def _folds(manifest: Manifest, trainings: Mapping[str, Training]) -> dict[str, F
             )  # fmt: skip
         found[key] = made[what]
     return found
-
-
-def differences(ours: TrainConfig, other: TrainConfig, word: Callable[[Any], str] | None = None) -> list[str]:
-    """Return a line for each thing in which a training differs from another, streams and device left out.
-
-    Args:
-        ours: the one.
-        other: the other, named in brackets.
-        word: puts a value into words.
-    """
-    word = word or _word
-    left, right = _settled(ours), _settled(other)
-    return [
-        f"{key} {word(left.get(key))} ({word(right.get(key))})"
-        for key in dict.fromkeys([*left, *right])
-        if left.get(key) != right.get(key)
-    ]
-
-
-def _settled(config: TrainConfig) -> dict[str, Any]:
-    """Return everything that decides a training but its streams, by name; a head's settings with their defaults."""
-    values = asdict(config)
-    for name in ("device", "streams", "settings"):
-        values.pop(name)
-    fit = values.pop("fit")
-    return {**values, **fit, **asdict(load_head(config))}  # type: ignore[call-overload]
-
-
-def _word(value: Any) -> str:
-    """Return a value in a few marks; thousands apart."""
-    if value is None:
-        return "unset"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return " | ".join(_word(item) for item in value) or "none"
-    return str(value)

@@ -74,7 +74,10 @@ def existing_run(out: Path, digest: str, overwrite: bool) -> Run | None:
         if (found.config or {}).get("digest") == digest:
             return found
         raise ConfigError(f"{str(out)!r} holds another run. Give another --out, or --overwrite to replace it.")
-    strange = sorted(path.name for path in out.iterdir() if path.name not in _FILES)
+    # A kill in the middle of a write leaves the temporary file that it was made under.
+    strange = sorted(
+        path.name for path in out.iterdir() if path.name not in _FILES and not path.name.startswith(".tmp-")
+    )
     if strange:
         raise ConfigError(f"{str(out)!r} holds files that are not of a run ({strange[0]!r}). Give --out a new folder.")
     return None
@@ -97,6 +100,8 @@ def write_training(out: Path, task: Task, outcomes: Sequence[Outcome], record: d
     out.mkdir(parents=True, exist_ok=True)
     for name in ("scores.csv", *FUSION_FILES):  # also of a fusion that lay there
         (out / name).unlink(missing_ok=True)
+    for left in out.glob(".tmp-*"):
+        left.unlink(missing_ok=True)
     save_folds(task.folds, out / "folds.json")
     _write_csv(
         out / "candidates.csv",

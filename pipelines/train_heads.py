@@ -111,7 +111,8 @@ def run(
     unfinished = Unfinished(out / UNFINISHED / digest)
     if unfinished.folder.exists():
         on_message("An earlier run of the same was not finished: going on where it stopped.")
-    task = replace(make_task(kept, folds, streams, resolve_device(config.device)), unfinished=unfinished)
+    task = make_task(kept, folds, streams, resolve_device(config.device))
+    task = replace(task, unfinished=unfinished, place=config.place)
     started = time.perf_counter()
     outcomes = head.train(task, config.fit, on_progress)
     seconds = time.perf_counter() - started

@@ -23,8 +23,9 @@ from pipelines.cli import app
 from pipelines.config import recorded_config
 from pipelines.jobs import Job
 from pipelines.paper import Paper, read_paper
+from pipelines.reporting.differences import differences
 from pipelines.reproduce import Reproduced
-from pipelines.reproduce_plan import Options, Plan, describe, differences, make_plan
+from pipelines.reproduce_plan import Options, Plan, describe, make_plan
 
 LENGTHS = [6 + number % 7 for number in range(24)]
 DEMO = Options(demo=True, jobs=2)
@@ -331,7 +332,8 @@ def test_a_lacking_stream_is_refused_before_anything_trains(
 ) -> None:
     plan = make_plan(paper, make_manifest(), lacking, tmp_path / "out", DEMO)
     with pytest.raises(
-        CacheError, match=r"(?s)1 of the 3 trainings .*speech: .*no phones.*featcache extract.*--skip-mi"
+        CacheError,
+        match=r"(?s)1 of the 3 .*speech: .*no phones.*featcache extract.*--preset speech.yaml.*--skip-m",
     ):
         reproduce.run(plan, DEMO)
     assert here == []
@@ -473,7 +475,7 @@ def test_the_plan_in_words_has_steps_folds_streams_and_what_is_there(
     [speech] = [line for line in text.splitlines() if line.startswith("speech ")]
     assert re.split(r" {2,}", speech)[5] == "begun"
     assert "large: not run: needs somebody/large, no demo form" in text
-    assert "24 utterances, 2 trainings, 52 steps in all." in text
+    assert "24 utterances, trainings: 2, 52 steps in all." in text
 
 
 def test_hostile_labels_stay_labels(cache: Path, trained: Path, here: list[str]) -> None:

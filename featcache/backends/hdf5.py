@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from featcache.backend import CHUNK_FRAMES, Backend, PartFile
+from featcache.maps import map_array
 
 
 class Hdf5Backend(Backend):
@@ -112,5 +113,5 @@ class Hdf5Part(PartFile):
             return dataset
         shape, dtype = dataset.shape, dataset.dtype
         file.close()
-        self._map = np.memmap(self._path, dtype, "r", offset=offset, shape=shape).view(np.ndarray)
+        self._map = map_array(self._path, dtype, shape, offset)
         return self._map

@@ -16,6 +16,7 @@ from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
 from featcache.backend import CHUNK_FRAMES, Backend, PartFile
+from featcache.maps import map_array
 
 
 class ZarrBackend(Backend):
@@ -79,47 +80,57 @@ def _member(group: zarr.Group, name: str) -> zarr.Array:
 
 
 class ZarrPart(PartFile):
-    """One Zarr group, mapped where its chunks are raw bytes."""
+    """One Zarr group, mapped where its chunks are raw bytes.
+
+    Zarr's own objects, which take some hundred kilobytes, are not kept once the layout of the frames is known.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._group = zarr.open_group(str(path), mode="r")
         self._maps: dict[int, np.ndarray] = {}
-        self._array: zarr.Array | None = None
+        self._layout: tuple[Any, tuple[int, ...]] | None = None
+        self._compressed: zarr.Array | None = None
+        zarr.open_group(str(path), mode="r")  # so that one that cannot be read is known at once
 
     def frames(self, start: int, stop: int, layers: Sequence[int] | None = None) -> np.ndarray:
         """Return ``(layers, frames, dim)``: a view for one layer, a copy for several."""
-        array = self._frames_array()
-        chosen = range(array.shape[0]) if layers is None else layers
-        if self._compressed(array):
-            return np.stack([np.asarray(array[layer, start:stop]) for layer in chosen])
+        if self._layout is None:
+            array = _member(self._group(), "frames")
+            self._layout = array.dtype, tuple(array.shape)
+            self._compressed = array if array.compressors else None
+        dtype, shape = self._layout
+        chosen = range(shape[0]) if layers is None else layers
+        if self._compressed is not None:
+            compressed = self._compressed
+            return np.stack([np.asarray(compressed[layer, start:stop]) for layer in chosen])
         if len(chosen) == 1:
-            return self._map(array, chosen[0])[None, start:stop]
-        window = np.empty((len(chosen), stop - start, array.shape[2]), array.dtype)
+            return self._map(chosen[0])[None, start:stop]
+        window = np.empty((len(chosen), stop - start, shape[2]), dtype)
         for row, layer in enumerate(chosen):
-            window[row] = self._map(array, layer)[start:stop]
+            window[row] = self._map(layer)[start:stop]
         return window
 
     def array(self, name: str) -> np.ndarray:
         """Return an array whole."""
-        return np.asarray(_member(self._group, name)[...])
+        return np.asarray(_member(self._group(), name)[...])
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Return dtype and shape from the array's metadata."""
-        member = _member(self._group, name)
+        member = _member(self._group(), name)
         return str(member.dtype), tuple(member.shape)
 
     def ids(self) -> list[str]:
         """Return the ids among the group's attributes."""
-        return list(self._group.attrs["ids"])  # type: ignore[arg-type]
+        return list(self._group().attrs["ids"])  # type: ignore[arg-type]
 
     def metadata_changed(self, attributes: Mapping[str, Any]) -> bool:
         """Compare the group's metadata, and every array's, with those of the same arrays made anew."""
-        arrays = dict(self._group.arrays())
+        group = self._group()
+        arrays = dict(group.arrays())
         forms = {name: (array.dtype, array.shape) for name, array in arrays.items()}
         compressed = any(array.compressors for array in arrays.values())
-        group, expected = _create(MemoryStore(), attributes, forms, compressed)
-        return dict(self._group.attrs) != dict(group.attrs) or any(
+        made, expected = _create(MemoryStore(), attributes, forms, compressed)
+        return dict(group.attrs) != dict(made.attrs) or any(
             array.metadata != expected[name].metadata for name, array in arrays.items()
         )
 
@@ -127,18 +138,11 @@ class ZarrPart(PartFile):
         """Drop the maps; the operating system unmaps them with their last view."""
         self._maps.clear()
 
-    def _frames_array(self) -> zarr.Array:
-        if self._array is None:
-            self._array = _member(self._group, "frames")
-        return self._array
+    def _group(self) -> zarr.Group:
+        return zarr.open_group(str(self._path), mode="r")
 
-    @staticmethod
-    def _compressed(array: zarr.Array) -> bool:
-        return bool(array.compressors)
-
-    def _map(self, array: zarr.Array, layer: int) -> np.ndarray:
-        if layer not in self._maps:
-            _, frames, dim = array.shape
-            shard = self._path / "frames" / "c" / str(layer) / "0" / "0"
-            self._maps[layer] = np.memmap(shard, array.dtype, "r", shape=(frames, dim)).view(np.ndarray)
+    def _map(self, layer: int) -> np.ndarray:
+        if layer not in self._maps and self._layout is not None:
+            dtype, (_, frames, dim) = self._layout
+            self._maps[layer] = map_array(self._path / "frames" / "c" / str(layer) / "0" / "0", dtype, (frames, dim))
         return self._maps[layer]

@@ -27,7 +27,6 @@ from featcache.cache import CachedStream
 from featcache.errors import ConfigError, ProtocolError, StreamError
 from featcache.manifest import Utterance
 from featcache.speakers import speaker_means
-from featcache.view import View
 from heads.head import CodeShape, GradientHead, Task, features_of
 from heads.inputs import Inputs
 from heads.layers import LayerMix
@@ -227,7 +226,7 @@ class WindowInputs(Inputs):
 
     def __post_init__(self) -> None:
         names = [name for name in self.roles if name != "speaker"]
-        self._views = {name: View(self.roles[name], self.task.ids, device=self.task.device) for name in names}
+        self._views = {name: self.task.view(self.roles[name]) for name in names}
         self._ratios = {name: self._ratio(name) for name in names}
         counts = torch.stack([self._views[name].lengths // self._ratios[name] for name in names])
         self.lengths = counts.min(dim=0).values

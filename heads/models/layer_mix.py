@@ -14,7 +14,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from featcache.view import View
 from heads.head import GradientHead, Task
 from heads.inputs import StatsInputs
 from heads.layers import LayerMix as Mix
@@ -44,7 +43,7 @@ class LayerMix(GradientHead[StatsInputs]):
 
     def inputs(self, task: Task) -> StatsInputs:
         """Return the stats."""
-        return StatsInputs(View(task.stream(self.kind()), task.ids, device=task.device), self.std)
+        return StatsInputs(task.view(task.stream(self.kind())), self.std)
 
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh module: ``(batch, layers, dim)`` to logits ``(batch, classes)``."""

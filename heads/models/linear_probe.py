@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from featcache.view import View
 from heads.head import GradientHead, Task, chosen_layers
 from heads.inputs import StatsInputs
 from heads.layers import Standardise
@@ -38,7 +37,7 @@ class LinearProbe(GradientHead[StatsInputs]):
 
     def inputs(self, task: Task) -> StatsInputs:
         """Return the stats."""
-        return StatsInputs(View(task.stream(self.kind()), task.ids, device=task.device), self.std)
+        return StatsInputs(task.view(task.stream(self.kind())), self.std)
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """Return the layers to try."""

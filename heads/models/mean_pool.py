@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from featcache.view import View
 from heads.head import GradientHead, Task
 from heads.inputs import FrameInputs
 from heads.layers import LayerMix, masked_mean
@@ -36,7 +35,7 @@ class MeanPool(GradientHead[FrameInputs]):
 
     def inputs(self, task: Task) -> FrameInputs:
         """Return the frames."""
-        return FrameInputs(View(task.stream(self.kind()), task.ids, device=task.device))
+        return FrameInputs(task.view(task.stream(self.kind())))
 
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh module."""

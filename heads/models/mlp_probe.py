@@ -23,7 +23,6 @@ from torch import nn
 
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, StreamError
-from featcache.view import View
 from heads.head import GradientHead, Task, chosen_layers
 from heads.inputs import Inputs
 
@@ -125,7 +124,7 @@ class RowInputs(Inputs):
     def __post_init__(self) -> None:
         places = self.task.places
         names = list(dict.fromkeys(name for name, _ in places)) if places else list(self.task.ids)
-        self._view = View(self.stream, names, [self.layer], device=self.task.device)
+        self._view = self.task.view(self.stream, names, [self.layer])
         if not places:
             self._utterances = torch.arange(len(names))
             self._first = torch.zeros_like(self._utterances)

@@ -98,7 +98,7 @@ class TextCnn(GradientHead[FrameInputs]):
         """
         stream = task.stream(self.kind())
         layers = None if self.layer == "mix" else chosen_layers(self.layer, len(stream.spec.layers), self.kind())
-        view = View(stream, task.ids, layers, task.device)
+        view = task.view(stream, layers=layers)
         if self.fixed_length is None:
             return FrameInputs(view)
         longest = int(view.lengths.max())

@@ -19,11 +19,12 @@ from heads.folds import KINDS, FoldSet
 from heads.runs import Run
 from pipelines.config import TrainConfig, recorded_config
 from pipelines.paper import Numbers, Paper, PaperTable, Row
+from pipelines.reporting.differences import differences
 from pipelines.reporting.facts import inputs
 from pipelines.reporting.figures import Plot
 from pipelines.reporting.tables import Document, Grid, Line, Table, Values
 from pipelines.reporting.wording import percent, text
-from pipelines.reproduce_plan import Plan, Training, differences, kind_of
+from pipelines.reproduce_plan import Plan, Training, kind_of
 
 SYNTHETIC = "Synthetic speech: these numbers say nothing of human speech."
 _RUNS = ("run", "preset", "head", "reads", "training", "utterances", "differs from the paper's preset in")
