@@ -67,11 +67,15 @@ def run(
     lock = threading.Lock()
     children: list[_Child] = []
     failures: dict[str, str] = {}
+    stopped = False
 
     def work(job: Job) -> None:
         with lock:
-            child = _Child(job, threads)
+            if stopped:
+                return
+            child = _Child(threads)
             children.append(child)
+        child.give(job)  # it may take a while to read its work, and nobody is to wait for that
         for reply in child.replies():
             with lock:
                 if "progress" in reply:
@@ -90,6 +94,7 @@ def run(
             for future in futures:
                 future.cancel()
             with lock:
+                stopped = True
                 for child in children:
                     child.kill()
             raise
@@ -99,7 +104,7 @@ def run(
 class _Child:
     """A process that does one job, seen from the parent."""
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         path = [os.path.abspath(entry) for entry in sys.path]
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  what it and its libraries print
         shares = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -108,6 +113,9 @@ class _Child:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._told, env={**os.environ, **shares},
         )  # fmt: skip
         self._input, self._output = (cast(IO[bytes], pipe) for pipe in (self._process.stdin, self._process.stdout))
+
+    def give(self, job: Job) -> None:
+        """Send it its work."""
         with suppress(OSError):  # it died: its exit says so
             pickle.dump(job.work, self._input, pickle.HIGHEST_PROTOCOL)
             self._input.flush()

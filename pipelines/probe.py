@@ -118,6 +118,7 @@ def run(
     digest = config.digest(target, of_run.get("digest"), named, known)
     existing = existing_run(out, digest, overwrite)
     if existing is not None:
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # of a kill after the last file was written
         on_message(f"{str(out)!r} holds this very run already: nothing was trained.")
         return existing
     if (out / UNFINISHED / digest).exists():

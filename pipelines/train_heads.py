@@ -107,6 +107,7 @@ def run(
     )
     existing = existing_run(out, digest, overwrite)
     if existing is not None:
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # of a kill after the last file was written
         return Trained(existing, folds, dropped, skipped=True)
     unfinished = Unfinished(out / UNFINISHED / digest)
     if unfinished.folder.exists():

@@ -59,6 +59,20 @@ def test_of_several_that_fit_the_named_one_is_taken(tmp_path: Path) -> None:
         assert resolve_streams(cache, preset("log_mel", definition="mel80_20ms"), [name]) == {"log_mel": name}
 
 
+def test_a_named_stream_does_not_take_the_place_of_one_that_fits(tmp_path: Path) -> None:
+    bert = hold(tmp_path, "token_states", {"layers": "last"}, "bert-large-uncased")
+    all_layers = hold(tmp_path, "token_states", {"layers": "all"}, "bert-large-uncased")
+    roberta = hold(tmp_path, "token_states", {"layers": "last"}, "roberta-large")
+    cache = featcache.open(tmp_path)
+    for name in (bert, all_layers):
+        wanted = preset("token_states", checkpoint="bert-large-uncased", layers="last")
+        assert resolve_streams(cache, wanted, [name]) == {"token_states": name}
+        wanted = preset("token_states", checkpoint="roberta-large", layers="last")
+        assert resolve_streams(cache, wanted, [name]) == {"token_states": roberta}
+    # Where nothing fits, what is named is taken: the user's own copy of a checkpoint under another name.
+    assert resolve_streams(cache, preset("token_states", checkpoint="mine"), [bert]) == {"token_states": bert}
+
+
 def test_phones_are_those_of_the_alignment_that_the_preset_names(tmp_path: Path) -> None:
     held = {
         aligner: hold(tmp_path, "phones", {"alignment": {"kind": "alignment", "settings": {"aligner": aligner}}})
