@@ -25,6 +25,7 @@ import numpy as np
 
 from featcache.cache import Cache, CachedStream
 from featcache.files import canonical_json, readable_json, sync, write_json
+from featcache.hdf5_file import create
 from featcache.index import Entry, Index
 
 ZARR_NAME = "zarr.json"
@@ -66,7 +67,7 @@ def damaged_view(stream: CachedStream) -> Path | None:
         return None
     with TemporaryDirectory() as folder:
         expected = Path(folder) / HDF5_NAME
-        with h5py.File(expected, "w") as file:
+        with create(expected) as file:
             _fill_hdf5(file, stream, chosen)
         same = expected.read_bytes() == (stream.path / HDF5_NAME).read_bytes()
     return None if same else stream.path / HDF5_NAME
@@ -127,7 +128,7 @@ def _parts_digest(stream: CachedStream, parts: Sequence[Index]) -> str:
 def _write_hdf5(stream: CachedStream, parts: Sequence[Index], aside: Path) -> None:
     temporary = aside / HDF5_NAME
     try:
-        with h5py.File(temporary, "w") as file:
+        with create(temporary) as file:
             _fill_hdf5(file, stream, parts)
         sync(temporary)
         temporary.replace(stream.path / HDF5_NAME)

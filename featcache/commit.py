@@ -224,7 +224,7 @@ class StreamWriter:
 def _reason(error: OSError) -> str:
     """Return what the system said, also where it is inside what the HDF5 library says."""
     inside = re.search(r"errno = (\d+)", str(error))
-    return error.strerror or (os.strerror(int(inside[1])) if inside else str(error))
+    return os.strerror(int(inside[1])) if inside else error.strerror or str(error)
 
 
 def _versions() -> dict[str, str]:

@@ -34,14 +34,21 @@ def reproduce(
     ] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
     stream: Annotated[
-        list[str] | None, typer.Option("--stream", help="Full name of a stream to take for its kind; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--stream", help="Full name of a stream to take where several fit a row, or none does; repeatable."
+        ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of every training, such as fit.steps=20000.")
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, such as fit.steps=20000, of every training; of probes the seed alone."),
     ] = None,
     missing: Annotated[
         str, typer.Option("--missing", help="error, or drop utterances that a stream lacks, from every row.")
     ] = "error",
+    drop_unlabelled: Annotated[
+        bool, typer.Option("--drop-unlabelled", help="Leave utterances without a label out of every row.")
+    ] = False,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave rows out whose streams the cache lacks.")
     ] = False,
@@ -55,8 +62,8 @@ def reproduce(
     """
     values = {
         "demo": demo, "jobs": jobs, "folds": folds, "allow": tuple(allow or ()), "streams": tuple(stream or ()),
-        "settings": tuple(settings or ()), "missing": missing, "skip_missing": skip_missing,
-        "device": device or "auto", "overwrite": overwrite,
+        "settings": tuple(settings or ()), "missing": missing, "drop_unlabelled": drop_unlabelled,
+        "skip_missing": skip_missing, "device": device or "auto", "overwrite": overwrite,
     }  # fmt: skip
     raise typer.Exit(_run(paper, manifest, cache, out, values, dry_run))
 

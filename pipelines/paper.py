@@ -7,7 +7,8 @@ A file holds what the paper prints, under the names it prints, and the presets t
   can be compared with the page, and are translated when it is read: nothing else in this project ever sees them;
 * ``notes``: differences in protocol, by a name that runs, tables and rows refer to;
 * ``runs``, ``fusions``, ``probes``: what is computed, by a key that is the folder's name as well;
-* ``projection``: runs whose codes are drawn;
+* ``projection``: runs whose codes are drawn, by a short title;
+* ``aligner``: the paper's, where a preset states another that is as good;
 * ``tables``: rows with a label, the key of what is computed, and the paper's numbers in percent. A row that is
   ``cited`` is another work's, and has no number of ours.
 
@@ -30,6 +31,9 @@ from heads.metrics import METRICS
 T = TypeVar("T")
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9-]*")
+PROJECTION = "projection"
+"""What the picture of codes is called among what failed; nothing else may be."""
+
 _PRESET_FILE = (".yaml", ".yml")
 
 
@@ -181,6 +185,8 @@ class Paper:
         name: of the file, without its suffix.
         folder: where the file lies, which presets given as files start from.
         metrics: this project's name of a metric to the paper's.
+        projection: title to the key of the run, of runs whose codes are drawn.
+        aligner: the paper's aligner; empty where it has none, or the presets state it.
     """
 
     name: str
@@ -196,8 +202,9 @@ class Paper:
     runs: Mapping[str, RunOf]
     fusions: Mapping[str, FusionOf]
     probes: Mapping[str, ProbeOf]
-    projection: tuple[str, ...]
+    projection: Mapping[str, str]
     tables: Sequence[PaperTable]
+    aligner: str = ""
 
     @property
     def computed(self) -> dict[str, RunOf | FusionOf | ProbeOf]:
@@ -251,13 +258,12 @@ class _Reader:
         self._path = path
 
     def paper(self, values: Mapping[str, Any]) -> Paper:
-        sections = ("corpus", "metrics", "notes", "runs", "fusions", "probes", "tables")
+        sections = ("corpus", "metrics", "notes", "runs", "fusions", "probes", "projection", "tables")
         there = self._metrics(self._mapping(values, "metrics"))
         plain = {key: value for key, value in values.items() if key not in sections}
         paper = self._build(
             Paper,
             {
-                "projection": (),
                 **plain,
                 "name": self._path.stem,
                 "folder": self._path.parent,
@@ -267,6 +273,7 @@ class _Reader:
                 "runs": self._each(RunOf, values, "runs"),
                 "fusions": self._each(FusionOf, values, "fusions"),
                 "probes": self._each(ProbeOf, values, "probes"),
+                "projection": {str(title): run for title, run in self._mapping(values, "projection").items()},
                 "tables": [
                     self._table(table, f"tables[{number}]", there)
                     for number, table in enumerate(self._list(values, "tables", "the file"), start=1)
@@ -323,6 +330,8 @@ class _Reader:
         odd = [key for key in keys if not _KEY.fullmatch(key)]
         if odd:
             raise self._refusal(f"the key {odd[0]!r} is not made of a to z, 0 to 9 and hyphens; folders are named so.")
+        if PROJECTION in keys:
+            raise self._refusal(f"the key {PROJECTION!r} is that of the picture of codes; take another.")
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise self._refusal(f"the key {twice[0]!r} stands for two things; runs, probes and fusions share names.")
@@ -372,7 +381,7 @@ def _references(paper: Paper) -> Iterator[tuple[str, str, Sequence[str]]]:
         yield from ((f"fusions.{key}", run, runs) for run in fusion.runs)
     for key, probe in paper.probes.items():
         yield f"probes.{key}", probe.run, runs
-    yield from (("projection", run, runs) for run in paper.projection)
+    yield from (("projection", run, runs) for run in paper.projection.values())
     for key, one in paper.computed.items():
         yield from ((f"the notes of {key}", note, notes) for note in one.notes)
     for table in paper.tables:

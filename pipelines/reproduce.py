@@ -6,6 +6,8 @@ The folder holds, beside a run folder for each training, probe and fusion:
 * ``report.html``: every run in full;
 * ``projection.svg``: the codes in two dimensions, where the paper's file asks for them.
 
+A report or picture of an earlier state does not stay beside new tables.
+
 Trainings run first, then codes, then probes, each stage in processes side by side; fusions and pages take seconds. What
 is done is not done again, and what was begun goes on. A row that fails costs its own numbers and those made of it.
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from featcache.errors import ConfigError, FeatcacheError
+from featcache.errors import CacheError, ConfigError, FeatcacheError
 from featcache.extract import resolve_device
 from featcache.files import write_atomically
 from featcache.manifest import Manifest
@@ -30,7 +32,7 @@ from heads.runs import Run, read_run
 from pipelines import codes, fuse, jobs, probe, project, report, train_heads
 from pipelines.extract import interval_s
 from pipelines.jobs import Job
-from pipelines.paper import FusionOf
+from pipelines.paper import PROJECTION, FusionOf
 from pipelines.reporting import tables
 from pipelines.reporting.figures import Plot, make_plot
 from pipelines.reporting.reproduction import make_document
@@ -41,6 +43,7 @@ from pipelines.reproduce_plan import Options, Plan, Probe, Training, refusal
 OnMessage = Callable[[str], None]
 
 _RUNNING_SHOWN = 3
+_REPORT, _PICTURE = "report.html", "projection.svg"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def run(plan: Plan, options: Options, on_message: OnMessage = lambda _: None) ->
     work.probe()
     work.fuse()
     runs = work.runs()
-    written = _pages(plan, runs, work.remarks(), work.project(), on_message)
+    figure = work.project()
+    written = _pages(plan, runs, work.remarks(), figure, on_message)
     return Reproduced(written, runs, work.failures)
 
 
@@ -131,35 +135,39 @@ class _Work:
                 self._stopped[key] = f"{' and '.join(failed)} failed"
                 continue
             try:
-                _fuse(fusion, self._plan.out, self._plan.out / key, self._options.overwrite)
+                _fuse(fusion, self._plan.out, self._plan.out / key)
             except (FeatcacheError, OSError) as error:
                 self.failures[key] = str(error)
 
     def project(self) -> Plot | None:
-        """Draw the codes; None where there is nothing to draw."""
-        plan = self._plan
-        keys = [key for key in self._encoders() if key in plan.paper.projection and key not in self._without_codes]
-        if not keys:
-            return None
+        """Draw the codes; None where there is nothing to draw, or it fails, which costs nothing else."""
+        plan, drawable = self._plan, self._encoders()
+        keys = {title: key for title, key in plan.paper.projection.items() if key in drawable}
+        without = [f"codes of {key}: {self._without_codes[key]}" for key in keys.values() if key in self._without_codes]
         try:
-            read = {
-                key: (
-                    plan.out / key,
-                    codes.run(plan.out / key, plan.manifest, plan.cache, device=self._options.device),
-                )
-                for key in keys
-            }
-            with style():
-                figure = project.figure(read, plan.manifest, plan.cache)
-                picture = io.BytesIO()
-                figure.savefig(picture, format="svg", metadata={"Date": None})
-                label = f"Codes of {', '.join(read)} in two dimensions."
-                caption = "A point for each utterance; one fold's model."
-                drawn = make_plot("projection", "The codes in two dimensions", figure, label, caption)
-        except FeatcacheError as error:
+            if without:
+                raise CacheError("; ".join(without))
+            return self._draw(keys) if keys else None
+        except (FeatcacheError, OSError, ValueError) as error:  # scikit-learn has its own ValueErrors
+            self.failures[PROJECTION] = str(error)
             self._tell(f"The codes are not drawn: {error}")
             return None
-        write_atomically(plan.out / "projection.svg", picture.getvalue())
+
+    def _draw(self, keys: Mapping[str, str]) -> Plot:
+        """Draw the codes of runs, by title, and write the picture."""
+        plan = self._plan
+        read = {
+            title: (plan.out / key, codes.run(plan.out / key, plan.manifest, plan.cache, device=self._options.device))
+            for title, key in keys.items()
+        }
+        with style():
+            figure = project.figure(read, plan.manifest, plan.cache)
+            picture = io.BytesIO()
+            figure.savefig(picture, format="svg", metadata={"Date": None})
+            label = f"Codes of {', '.join(keys.values())} in two dimensions."
+            caption = "A point for each utterance; one fold's model."
+            drawn = make_plot(PROJECTION, "The codes in two dimensions", figure, label, caption)
+        write_atomically(plan.out / _PICTURE, picture.getvalue())
         return drawn
 
     def runs(self) -> dict[str, Run]:
@@ -176,7 +184,7 @@ class _Work:
 
     def _encoders(self) -> list[str]:
         """Return the runs whose codes are read, and which did not fail."""
-        wanted = {one.of.run for one in self._plan.probes.values()} | set(self._plan.paper.projection)
+        wanted = {one.of.run for one in self._plan.probes.values()} | set(self._plan.paper.projection.values())
         return [key for key in self._plan.trainings if key in wanted and key not in self.failures]
 
     def _stage(self, title: str, todo: Mapping[str, Callable[..., None]], totals: Mapping[str, int]) -> dict[str, str]:
@@ -251,9 +259,8 @@ def _replacing(train: Callable[[bool], None], overwrite: bool) -> None:
         train(True)
 
 
-def _fuse(fusion: FusionOf, folder: Path, out: Path, overwrite: bool) -> None:
-    if (out / "scores.csv").is_file() and not overwrite and (read_run(out).config or {}).get("head") != "fusion":
-        raise ConfigError(f"{str(out)!r} holds another run. Give another --out, or --overwrite to replace it.")
+def _fuse(fusion: FusionOf, folder: Path, out: Path) -> None:
+    """Fuse; the plan has refused to replace what is no fusion."""
     select_by = fusion.select_by if fusion.weights in ("search", "stack") else None
     fuse.run([folder / key for key in fusion.runs], fusion.weights, out, overwrite=True, select_by=select_by)
 
@@ -301,17 +308,12 @@ def _pages(
     plan: Plan, runs: Mapping[str, Run], remarks: Mapping[str, str], figure: Plot | None, on_message: OnMessage
 ) -> Document:
     """Write the tables and the report, and return the tables."""
-    links = {"The numbers as CSV": "tables.csv"}
-    places = {}
-    if runs:
-        try:
-            report.run([run.folder for run in runs.values()], plan.out / "report.html", plan.paper.title)
-            places = {key: f"report.html#run-{number}" for number, key in enumerate(runs, start=1)}
-            links = {"Every run in full": "report.html"} | links
-        except FeatcacheError as error:
-            on_message(f"There is no report: {error}")
+    places = _report(plan, runs, on_message)
+    if figure is None:
+        (plan.out / _PICTURE).unlink(missing_ok=True)
+    links = ({"Every run in full": _REPORT} if places else {}) | {"The numbers as CSV": "tables.csv"}
     figures: Sequence[Plot] = [] if figure is None else [figure]
-    links |= {"The codes as a picture": "projection.svg"} if figures else {}
+    links |= {"The codes as a picture": _PICTURE} if figures else {}
     document = make_document(plan, runs, remarks, figures, places, links)
     for name, text in (
         ("tables.md", tables.markdown(document)),
@@ -320,3 +322,15 @@ def _pages(
     ):
         write_atomically(plan.out / name, text.encode("utf-8"))
     return document
+
+
+def _report(plan: Plan, runs: Mapping[str, Run], on_message: OnMessage) -> dict[str, str]:
+    """Write the report, and return the address of each run in it; where there is none, remove an earlier one."""
+    try:
+        if runs:
+            report.run([run.folder for run in runs.values()], plan.out / _REPORT, plan.paper.title)
+            return {key: f"{_REPORT}#run-{number}" for number, key in enumerate(runs, start=1)}
+    except (FeatcacheError, OSError) as error:
+        on_message(f"There is no report: {error}")
+    (plan.out / _REPORT).unlink(missing_ok=True)
+    return {}

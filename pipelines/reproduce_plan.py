@@ -4,29 +4,41 @@ All that can be refused is refused here, before anything trains: presets and set
 utterances that a stream lacks, folds that would leak, folders that hold something else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from featcache.cache import Cache
 from featcache.cache import open as open_cache
-from featcache.errors import CacheError, ConfigError, FeatcacheError
-from featcache.manifest import Manifest
+from featcache.errors import CacheError, ConfigError, FeatcacheError, ProtocolError, UnknownNameError
+from featcache.manifest import Manifest, Utterance
 from heads.folds import FoldSet, make_folds
 from heads.runs import read_run
 from pipelines import show
-from pipelines.config import TrainConfig, merge, read_preset, recorded_config, train_config
+from pipelines.config import TrainConfig, merge, parse_overrides, read_preset, recorded_config, train_config
 from pipelines.paper import FusionOf, Paper, ProbeOf, RunOf
 from pipelines.probe import COLUMNS_OF, PHONE, SPEAKER
 from pipelines.reporting.differences import differences
 from pipelines.resolve import resolve_streams
-from pipelines.run_folders import check_folder
-from pipelines.train_heads import load_head
+from pipelines.run_folders import UNFINISHED, check_folder, existing_run
+from pipelines.train_heads import load_head, relabelled
 
 State = Literal["to do", "begun", "done", "another"]
 
 _SHOWN = 3
+_STATES: Mapping[State, str] = {"done": "there (inputs not compared)", "another": "another run"}
+
+_SETTABLE = ("fit", "settings", "validation", "validation_by", "drop_unlabelled")
+_INSTEAD = {
+    "streams": "Name one with --stream.",
+    "folds": "Say it with --folds.",
+    "allow": "Say it with --allow.",
+    "missing": "Say it with --missing.",
+    "device": "Say it with --device.",
+    "label": "What is learnt is the paper's; train-heads learns another column.",
+    "head": "Which heads there are is the paper's; train-heads trains another.",
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +49,10 @@ class Options:
         demo: run the small forms, where a row has one.
         folds: as `TrainConfig.folds`; None is the presets'.
         allow: names of protocol errors to let pass.
-        streams: full names of streams that are taken for their kind, whatever a preset states.
-        settings: ``KEY=VALUE`` texts for every training, such as ``fit.steps=500``.
+        streams: full names of streams that are taken where several fit a row, or none does.
+        settings: ``KEY=VALUE`` texts for every training, such as ``fit.steps=500``; of probes the seed alone.
         missing: ``error``, or ``drop`` the utterances that a stream lacks from every row.
+        drop_unlabelled: leave utterances without a label out of every row, instead of refusing.
         skip_missing: leave rows out whose streams the cache lacks, instead of refusing.
         overwrite: replace other runs that lie in the folder.
         jobs: processes at a time; None is chosen by the machine.
@@ -52,6 +65,7 @@ class Options:
     streams: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     missing: Literal["error", "drop"] = "error"
+    drop_unlabelled: bool = False
     skip_missing: bool = False
     overwrite: bool = False
     jobs: int | None = None
@@ -81,13 +95,23 @@ class Training:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe to train on the codes of a run."""
+    """A probe to train on the codes of a run.
+
+    Attributes:
+        key: its name in the paper's file, and of its folder.
+        of: what is asked, of which run.
+        preset: the preset that is run.
+        config: how it is trained.
+        published: how the paper's own preset would train it.
+        state: what lies in its folder.
+    """
 
     key: str
     of: ProbeOf
     preset: str
     config: TrainConfig
     published: TrainConfig
+    state: State
 
 
 @dataclass(frozen=True)
@@ -122,6 +146,11 @@ class Plan:
     folds: Mapping[str, FoldSet]
     presets: Mapping[str, str]
 
+    @property
+    def num_unlabelled(self) -> int:
+        """Utterances of the manifest that are left out because they have no label."""
+        return max((folds.num_unlabelled for folds in self.folds.values()), default=0)
+
 
 def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options: Options) -> Plan:
     """Return what reproducing a paper takes; nothing is written.
@@ -134,14 +163,16 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
         options: how.
 
     Raises:
-        ConfigError: settings that do not fit, or a folder below `out` holds another run.
+        ConfigError: settings that do not fit, a stream that no row reads, or a folder below `out` holds something else.
         CacheError: there is no cache.
-        UnknownNameError: a preset that does not exist.
+        UnknownNameError: a preset or a stream that does not exist.
         ProtocolError: folds that would leak, or labels that are missing.
     """
     check_folder(out)
+    _check_settings(options.settings)
     opened = open_cache(cache)
     presets = {key: of.demo if options.demo else of.preset for key, of in paper.runs.items()}
+    _check_streams(opened, options.streams, [read_preset(paper.preset(name)) for name in presets.values() if name])
     trainings, not_run, missing = _trainings(paper, opened, out, options)
     lacking = _lacking(opened, manifest, trainings)
     num_dropped = 0
@@ -158,10 +189,10 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
     short = {key: sentence for sentence, keys in missing.items() for key in keys}
     trainings = {key: training for key, training in trainings.items() if key not in short}
     not_run |= short
-    _check_trainings(trainings, out, options.overwrite)
-    folds = _folds(manifest, trainings)
-    probes = _probes(paper, manifest, trainings, not_run, options)
+    probes = _probes(paper, manifest, trainings, not_run, out, options)
     fusions = _fusions(paper, trainings, not_run)
+    _check_folders(trainings, probes, fusions, out, options.overwrite)
+    folds = _folds(manifest, trainings)
     return Plan(
         paper, manifest, num_dropped, cache, out, trainings, probes, fusions, not_run, missing, folds,
         {key: name for key, name in presets.items() if name is not None},
@@ -187,7 +218,12 @@ def _trainings(
 
 
 def _probes(
-    paper: Paper, manifest: Manifest, trainings: Mapping[str, Training], not_run: dict[str, str], options: Options
+    paper: Paper,
+    manifest: Manifest,
+    trainings: Mapping[str, Training],
+    not_run: dict[str, str],
+    out: Path,
+    options: Options,
 ) -> dict[str, Probe]:
     """Return the probes; why others are left out goes into `not_run`."""
     probes = {}
@@ -200,7 +236,7 @@ def _probes(
         elif columns and not any(utterance.column(column) for utterance in manifest for column in columns):
             not_run[key] = f"no utterance has the column {' or '.join(columns)}"
         else:
-            probes[key] = _probe(paper, key, of, trainings[of.run], options)
+            probes[key] = _probe(paper, key, of, trainings[of.run], out, options)
     return probes
 
 
@@ -236,25 +272,31 @@ def describe(plan: Plan) -> str:
         fit, folds = training.config.fit, plan.folds[key]
         rows.append(
             (key, training.preset, f"{fit.steps:,}", str(fit.batch_size), f"{folds.kind} ({len(folds)})",
-             training.state, ", ".join(training.config.streams))
+             _words(training.state), ", ".join(training.config.streams))
         )  # fmt: skip
     for key, probe in plan.probes.items():
         fit = probe.config.fit
         rows.append(
-            (key, probe.preset, f"{fit.steps:,}", str(fit.batch_size), "its own", _present(plan.out / key),
-             f"the codes of {probe.of.run}, for {probe.of.target}")
+            (key, probe.preset, f"{fit.steps:,}", str(fit.batch_size), f"its own ({len(plan.folds[probe.of.run])})",
+             _words(probe.state), f"the codes of {probe.of.run}, for {probe.of.target}")
         )  # fmt: skip
     for key, fusion in plan.fusions.items():
-        rows.append(
-            (key, "fusion", "", "", "", _present(plan.out / key), f"{' + '.join(fusion.runs)}: {fusion.weights}")
-        )
+        state = _words(_fusion_state(plan.out / key))
+        rows.append((key, "fusion", "", "", "", state, f"{' + '.join(fusion.runs)}: {fusion.weights}"))
     used = {run for table in plan.paper.tables for row in table.rows if (run := row.run)}
     lines = [show.table(rows), ""]
     lines += [f"{key}: not run: {reason}" for key, reason in plan.not_run.items() if key in used | set(plan.paper.runs)]
     if plan.num_dropped:
         lines.append(f"{plan.num_dropped} utterances are left out of every row: a stream lacks them.")
+    if plan.num_unlabelled:
+        lines.append(f"{plan.num_unlabelled} utterances are left out of every row: they have no label.")
     steps = sum(len(plan.folds[key]) * training.config.fit.steps for key, training in plan.trainings.items())
-    lines.append(f"{len(plan.manifest)} utterances, trainings: {len(plan.trainings)}, {steps:,} steps in all.")
+    of_probes = sum(len(plan.folds[one.of.run]) * one.config.fit.steps for one in plan.probes.values())
+    lines += [
+        f"{len(plan.manifest) - plan.num_unlabelled:,} utterances.",
+        f"Trainings: {len(plan.trainings)}, {steps:,} steps in all.",
+        f"Probes: {len(plan.probes)}, {of_probes:,} steps in all.",
+    ]
     return "\n".join(lines)
 
 
@@ -263,21 +305,45 @@ def kind_of(stream: str) -> str:
     return stream.rpartition("-")[0]
 
 
-def _present(folder: Path) -> str:
-    return "there" if (folder / "scores.csv").is_file() else "to do"
+def _words(state: State) -> str:
+    return _STATES.get(state, state)
+
+
+def _check_settings(settings: Sequence[str]) -> None:
+    """Refuse settings that would make other tables than the paper's, or that an option is for."""
+    stray = [name for name in parse_overrides(settings) if name not in _SETTABLE]
+    if stray:
+        raise ConfigError(
+            f"--set {stray[0]} is not for reproduce, where --set takes fit.NAME, settings.NAME, validation, "
+            f"validation_by and drop_unlabelled. {_INSTEAD.get(stray[0], 'Leave it out.')}"
+        )
+
+
+def _check_streams(cache: Cache, names: Sequence[str], presets: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse streams that the cache lacks, or that no row reads."""
+    read = dict.fromkeys(str(kind) for preset in presets for kind in (preset.get("train") or {}).get("streams") or ())
+    for name in names:
+        if name not in list(cache):
+            raise UnknownNameError(f"stream in the cache {str(cache.path)!r} for --stream", name, list(cache))
+        if kind_of(name) not in read:
+            raise ConfigError(f"--stream {name}: no row reads a stream of that kind. Rows read: {', '.join(read)}.")
 
 
 def _training(paper: Paper, key: str, of: RunOf, cache: Cache, out: Path, options: Options) -> Training:
     name = of.demo if options.demo and of.demo is not None else of.preset
     preset = _with(read_preset(paper.preset(name)), of.train)
     published_preset = _with(read_preset(paper.preset(of.preset)), of.train)
-    given = {"folds": options.folds, "allow": options.allow, "device": options.device}
+    given = {
+        "folds": options.folds, "allow": options.allow, "device": options.device,
+        "drop_unlabelled": options.drop_unlabelled or None,
+    }  # fmt: skip
     config = train_config(preset, given, options.settings)
     load_head(config)  # its settings are checked before anything trains
     published = train_config(published_preset, {}, [])
     resolved = resolve_streams(cache, preset, options.streams)
     config = replace(config, streams=tuple(resolved[kind] for kind in config.streams))
-    return Training(key, name, config, published, published_preset, _state(out / key, config))
+    state = _state_of(out / key, lambda: _other_training(out / key, config))
+    return Training(key, name, config, published, published_preset, state)
 
 
 def _columns(target: str) -> tuple[str, ...]:
@@ -285,14 +351,18 @@ def _columns(target: str) -> tuple[str, ...]:
     return () if target in (SPEAKER, PHONE) else COLUMNS_OF.get(target, (target,))
 
 
-def _probe(paper: Paper, key: str, of: ProbeOf, training: Training, options: Options) -> Probe:
+def _probe(paper: Paper, key: str, of: ProbeOf, training: Training, out: Path, options: Options) -> Probe:
     name = of.demo if options.demo and of.demo is not None else of.preset
-    config = train_config(read_preset(paper.preset(name)), {"device": options.device}, [])
-    if of.target == PHONE:  # the very phones that the run was trained with
-        phones = tuple(stream for stream in training.config.streams if kind_of(stream) == "phones")
-        config = replace(config, streams=phones)
+    fit = parse_overrides(options.settings).get("fit") or {}
+    seed = {"fit": {"seed": fit["seed"]}} if "seed" in fit else {}
+    config = train_config(_with(read_preset(paper.preset(name)), seed), {"device": options.device}, [])
     published = train_config(read_preset(paper.preset(of.preset)), {}, [])
-    return Probe(key, of, name, config, published)
+    if of.target == PHONE:  # asked of one code, and the very phones that the run was trained with
+        phones = tuple(stream for stream in training.config.streams if kind_of(stream) == "phones")
+        config = replace(config, streams=phones, settings={"frames": 1, **config.settings})
+        published = replace(published, settings={"frames": 1, **published.settings})
+    probe = Probe(key, of, name, config, published, "to do")
+    return replace(probe, state=_state_of(out / key, lambda: _other_probe(out / key, probe)))
 
 
 def _with(preset: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,42 +376,109 @@ def _checkpoints(preset: Mapping[str, Any], name: str) -> str:
     return " and ".join(named) or f"the preset {name}"
 
 
-def _state(folder: Path, config: TrainConfig) -> State:
-    """Return what lies in a run folder; whether inputs changed since is seen when it is trained."""
+def _state_of(folder: Path, differing: Callable[[], Sequence[str]]) -> State:
+    """Return what lies in a run folder; whether inputs changed since is seen when it is trained.
+
+    Args:
+        folder: the run folder.
+        differing: returns in what the run there differs from the one wanted; called where there is one.
+    """
     if not (folder / "scores.csv").is_file():
-        return "begun" if (folder / ".unfinished").is_dir() else "to do"
+        return "begun" if (folder / UNFINISHED).is_dir() else "to do"
     try:
-        found = recorded_config(read_run(folder).config or {})
+        return "another" if differing() else "done"
     except FeatcacheError:
         return "another"
-    return "done" if found.digest() == config.digest() else "another"
 
 
-def _check_trainings(trainings: Mapping[str, Training], out: Path, overwrite: bool) -> None:
-    others = [key for key, training in trainings.items() if training.state == "another"]
-    if not others or overwrite:
+def _other_training(folder: Path, config: TrainConfig) -> list[str]:
+    """Return in what a training differs from the one that lies in its folder."""
+    found = recorded_config(read_run(folder).config or {})
+    if found.digest() == config.digest():
+        return []
+    return differences(config, found) or [f"streams {', '.join(config.streams)} ({', '.join(found.streams)})"]
+
+
+def _other_probe(folder: Path, probe: Probe) -> list[str]:
+    """Return in what a probe differs from the one that lies in its folder; the record has folds and label in words."""
+    record, config = read_run(folder).config or {}, probe.config
+    names = ["streams", "label", "folds", "validation_by", "allow", "drop_unlabelled"]
+    names += [] if probe.of.target == SPEAKER else ["validation"]  # elsewhere the run's folds bring it
+    found = replace(recorded_config(record), **{name: getattr(config, name) for name in names})
+    pairs = {
+        "target": (probe.of.target, record.get("target")),
+        "of run": (probe.of.run, PurePath(str(_entry(record, "of_run", "folder"))).name),
+        "phones": (", ".join(config.streams), _entry(record, "streams", "phones") or ""),
+    }
+    lines = [f"{name} {ours} ({theirs})" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    return lines + differences(config, found)
+
+
+def _entry(record: Mapping[str, Any], name: str, key: str) -> Any:
+    """Return an entry of a section of a record; None where there is none."""
+    section = record.get(name)
+    return section.get(key) if isinstance(section, Mapping) else None
+
+
+def _other_fusion(folder: Path) -> list[str]:
+    """Return what lies in the folder of a fusion and is none; another fusion is made anew in a moment."""
+    head = (read_run(folder).config or {}).get("head")
+    return [] if head == "fusion" else [f"head fusion ({head})"]
+
+
+def _fusion_state(folder: Path) -> State:
+    return _state_of(folder, lambda: _other_fusion(folder))
+
+
+def _check_folders(
+    trainings: Mapping[str, Training],
+    probes: Mapping[str, Probe],
+    fusions: Mapping[str, FusionOf],
+    out: Path,
+    overwrite: bool,
+) -> None:
+    """Refuse folders that hold something else than what would be written there."""
+    for key in (*trainings, *probes, *fusions):
+        check_folder(out / key)
+    if overwrite:
         return
-    first = out / others[0]
-    told = ""
+    states = {key: one.state for key, one in trainings.items()} | {key: one.state for key, one in probes.items()}
+    for key, state in states.items():
+        if state in ("to do", "begun"):
+            existing_run(out / key, "", overwrite)  # refuses files that are not of a run
+    states |= {key: _fusion_state(out / key) for key in fusions}
+    others = [key for key, state in states.items() if state == "another"]
+    if not others:
+        return
+    first = others[0]
     try:
-        found = recorded_config(read_run(first).config or {})
-        lines = differences(trainings[others[0]].config, found)
-        told = f" (it differs in {'; '.join(lines[:_SHOWN])})" if lines else ""
+        if first in trainings:
+            lines = _other_training(out / first, trainings[first].config)
+        else:
+            lines = _other_probe(out / first, probes[first]) if first in probes else _other_fusion(out / first)
+        told = f"it differs in {'; '.join(lines[:_SHOWN])}"
     except FeatcacheError as error:
-        told = f" ({error})"
+        told = str(error)
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     raise ConfigError(
-        f"{len(others)} folders in {str(out)!r} hold other runs, such as {str(first)!r}{told}. Give another --out, or "
-        "--overwrite to replace them."
+        f"Other runs lie in {str(out)!r}: {', '.join(others[:_SHOWN])}{more}. Of {first}: {told}. Give another --out, "
+        "or --overwrite to replace them."
     )
 
 
 def _lacking(cache: Cache, manifest: Manifest, trainings: Mapping[str, Training]) -> dict[str, list[str]]:
-    """Return the utterances that each stream lacks, of streams that lack any."""
-    names = dict.fromkeys(name for training in trainings.values() for name in training.config.streams)
+    """Return the utterances that each stream lacks, or failed on, of streams that lack any."""
+    wanted: dict[str, dict[str, None]] = {}
+    for training in trainings.values():
+        config = training.config
+        labelled = [one.id for one in manifest if not config.drop_unlabelled or relabelled(one, config.label).label]
+        for name in config.streams:
+            wanted.setdefault(name, {}).update(dict.fromkeys(labelled))
     found = {}
-    for name in names:
+    for name, ids in wanted.items():
         stream = cache[name]
-        lacking = [utterance.id for utterance in manifest if utterance.id not in stream]
+        failed = stream.failures  # also of what is held for an earlier input
+        lacking = [item for item in ids if item not in stream or item in failed]
         if lacking:
             found[name] = lacking
     return found
@@ -361,12 +498,24 @@ def _folds(manifest: Manifest, trainings: Mapping[str, Training]) -> dict[str, F
     found = {}
     for key, training in trainings.items():
         config = training.config
-        what = (config.folds, config.validation, config.validation_by, config.fit.seed, config.allow,
+        what = (config.label, config.folds, config.validation, config.validation_by, config.fit.seed, config.allow,
                 config.drop_unlabelled)  # fmt: skip
         if what not in made:
+            corpus = [relabelled(utterance, config.label) for utterance in manifest]
+            _check_labels(corpus, config)
             made[what] = make_folds(
-                manifest, config.folds, validation=config.validation, validation_by=config.validation_by,
+                corpus, config.folds, validation=config.validation, validation_by=config.validation_by,
                 seed=config.fit.seed, allow=config.allow, drop_unlabelled=config.drop_unlabelled,
             )  # fmt: skip
         found[key] = made[what]
     return found
+
+
+def _check_labels(corpus: Sequence[Utterance], config: TrainConfig) -> None:
+    unlabelled = [utterance.id for utterance in corpus if not utterance.label]
+    if unlabelled and not config.drop_unlabelled:
+        raise ProtocolError(
+            f"{len(unlabelled)} of {len(corpus)} utterances have no {config.label}, such as {unlabelled[0]!r}, so they "
+            "can neither train nor be scored. Take them out of the manifest, or leave them out of every row with "
+            "--drop-unlabelled."
+        )

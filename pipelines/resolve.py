@@ -36,12 +36,12 @@ def _resolve(cache: Cache, kind: str, stated: Mapping[str, Any], prefer: Sequenc
     settings = stated.get(kind) or {}
     specs = [cache[name].spec for name in cache if name.rpartition("-")[0] == kind]
     fitting = [spec for spec in specs if _fits(spec, settings)]
-    if len(fitting) > 1:  # phones say nothing of their own: those of the alignment that the preset names
-        aligner = (stated.get("alignment") or {}).get("aligner")
-        fitting = [spec for spec in fitting if _is_aligned_by(spec, aligner)] or fitting
     preferred = [spec for spec in fitting or specs if spec.name in prefer]
     if len(fitting) != 1 and len(preferred) == 1:
         return preferred[0].name
+    if len(fitting) > 1:  # phones say nothing of their own: those of the alignment that the preset names
+        aligner = (stated.get("alignment") or {}).get("aligner")
+        fitting = [spec for spec in fitting if _is_aligned_by(spec, aligner)] or fitting
     if len(fitting) == 1:
         return fitting[0].name
     told = ", ".join(f"{key}={value}" for key, value in settings.items()) or "any settings"

@@ -135,7 +135,7 @@ def test_a_file_that_cannot_grow_is_a_sentence_and_loses_nothing(
     cost = Cost("no more bytes to a file", backend)
     largest = max(len(content) for name, content in tree(whole).items() if "/part-" in name)
     total = 0
-    for number, size in enumerate([*range(0, largest, largest // 8), largest - 1]):
+    for number, size in enumerate([*range(0, largest, largest // 4), largest - 1]):
         cache = tmp_path / f"cache-{number}"
         first = Manifest(list(manifest)[:30], manifest.folder)
         first.write(manifest.folder / "manifest.jsonl")
@@ -180,7 +180,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(
     cost = Cost("disk full", backend)
     needed = sum(len(content) for content in tree(whole).values()) // 1024
     total = 0
-    for number, size in enumerate(range(needed // 8, needed, needed // 8)):
+    for number, size in enumerate(range(needed // 6, needed, needed // 6)):
         cache = tmp_path / f"cache-{number}"
         cache.mkdir()
         # All in one name space: what is on the small disk is copied out before it is gone.

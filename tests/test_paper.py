@@ -105,6 +105,18 @@ def test_every_note_is_referred_to(paper: Paper) -> None:
     assert used == set(paper.notes)
 
 
+def test_makiuchis_picture_has_titles_that_are_not_cut() -> None:
+    paper = read_paper("makiuchi2021")
+    assert paper.projection == {"small": "speech-small", "large": "speech-large"}
+
+
+def test_makiuchis_aligner_is_no_preset_of_ours() -> None:
+    paper = read_paper("makiuchi2021")
+    assert paper.aligner == "gentle"
+    assert "aligner, which gives the phones of the decoder, is Gentle" in paper.notes["phones"]
+    assert "another aligner" not in paper.notes["phones"]
+
+
 def test_makiuchi_swaps_the_names_of_the_metrics() -> None:
     paper = read_paper("makiuchi2021")
     assert paper.metrics == {"wa": "UA", "ua": "WA"}
@@ -165,7 +177,9 @@ def rows(values: dict[str, Any]) -> list[dict[str, Any]]:
         (lambda v: v["fusions"].update(one=v["fusions"]["both"]), "key 'one' stands for two things"),
         (lambda v: v["fusions"]["both"]["runs"].append("three"), "fusions.both names 'three', which there is not"),
         (lambda v: v["probes"]["who"].update(run="three"), "probes.who names 'three'"),
-        (lambda v: v.update(projection=["both"]), "projection names 'both'"),
+        (lambda v: v.update(projection={"fused": "both"}), "projection names 'both'"),
+        (lambda v: v.update(projection=["one"]), "projection takes values by name, got ['one']"),
+        (lambda v: v["runs"].update(projection={"preset": "demo"}), "key 'projection' is that of the picture"),
         (lambda v: v["runs"]["two"].update(notes=["hints"]), "the notes of two names 'hints'"),
         (lambda v: v["metrics"].update(UA="accuracy"), "metrics.UA is 'accuracy'; it may be wa, ua"),
         (lambda v: v["metrics"].update(F1="wa"), "two names of the paper to one metric"),

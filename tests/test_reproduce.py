@@ -1,6 +1,7 @@
 """A paper reproduced: every row run once, what is lacking refused before anything trains, what failed told in place."""
 
 import csv
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import speech_task
 import yaml
 from speech_task import make_task
 from test_report import HOSTILE
 from typer.testing import CliRunner
 
 from featcache import Manifest, Utterance
-from featcache.errors import CacheError, ConfigError, FeatcacheError, ProtocolError
+from featcache.commit import StreamWriter
+from featcache.errors import CacheError, ConfigError, FeatcacheError, ProtocolError, UnknownNameError
 from heads.runs import read_run
 from pipelines import codes, jobs, probe, reproduce, train_heads
 from pipelines.cli import app
@@ -28,6 +31,7 @@ from pipelines.reproduce import Reproduced
 from pipelines.reproduce_plan import Options, Plan, describe, make_plan
 
 LENGTHS = [6 + number % 7 for number in range(24)]
+THERE = "there (inputs not compared)"
 DEMO = Options(demo=True, jobs=2)
 
 SPEECH: dict[str, Any] = {
@@ -78,9 +82,10 @@ PAPER: dict[str, Any] = {
     "probes": {
         "who": {"run": "speech", "target": "speaker", "preset": "probe.yaml", "demo": "probe.yaml"},
         "sex": {"run": "speech", "target": "sex", "preset": "probe.yaml", "demo": "probe.yaml"},
+        "phone": {"run": "speech", "target": "phone", "preset": "probe.yaml", "demo": "probe.yaml"},
         "colour": {"run": "speech", "target": "colour", "preset": "probe.yaml", "demo": "probe.yaml"},
     },
-    "projection": ["speech"],
+    "projection": {"short": "speech"},
     "tables": [
         {
             "name": "Table 1", "title": "One", "metrics": ["UA"], "by_fold": True,
@@ -99,9 +104,21 @@ PAPER: dict[str, Any] = {
                 {"label": "Searched", "run": "searched"},
                 {"label": "Never", "run": "never"},
                 {"label": "Sex", "run": "sex"},
+                {"label": "Phone", "run": "phone"},
                 {"label": "Colour", "run": "colour"},
             ],
         },
+    ],
+}  # fmt: skip
+
+
+ONE_ROW: dict[str, Any] = {
+    "runs": {"light": {"preset": "light.yaml"}}, "fusions": {}, "probes": {}, "projection": {},
+    "tables": [
+        {
+            "name": "Table 1", "title": "One", "metrics": ["UA"],
+            "rows": [{"label": "Light", "run": "light", "paper": {"UA": {"mean": 61.0}}}],
+        }
     ],
 }  # fmt: skip
 
@@ -140,17 +157,8 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Paper:
     return write_paper(tmp_path_factory.mktemp("paper"))
 
 
-@pytest.fixture(scope="module")
-def finished(cache: Path, paper: Paper, tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduced, Plan]:
-    """The whole paper, in its demo form, in processes."""
-    plan = make_plan(paper, make_manifest(), cache, tmp_path_factory.mktemp("out") / "out", DEMO)
-    return reproduce.run(plan, DEMO), plan
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Jobs run in this process, where parts of them can be replaced; returns the names of those that ran."""
-    ran: list[str] = []
+def in_this_process(ran: list[str]) -> Callable[..., dict[str, str]]:
+    """Return what takes the place of `jobs.run`: work is pickled as it is for a process, and done in this one."""
 
     def run(
         todo: list[Job], at_once: int, on_progress: Callable[..., None], on_message: Callable[..., None]
@@ -158,8 +166,9 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         failures = {}
         for job in todo:
             ran.append(job.name)
+            work = pickle.loads(pickle.dumps(job.work))  # noqa: S301  our own
             try:
-                job.work(
+                work(
                     on_progress=lambda done, total, name=job.name: on_progress(name, done, total),
                     on_message=lambda text, name=job.name: on_message(name, text),
                 )
@@ -167,8 +176,30 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 failures[job.name] = str(error)
         return failures
 
-    monkeypatch.setattr(jobs, "run", run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(cache: Path, paper: Paper, tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduced, Plan]:
+    """The whole paper, in its demo form."""
+    plan = make_plan(paper, make_manifest(), cache, tmp_path_factory.mktemp("out") / "out", DEMO)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "run", in_this_process([]))
+        return reproduce.run(plan, DEMO), plan
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Jobs run in this process, where parts of them can be replaced; returns the names of those that ran."""
+    ran: list[str] = []
+    monkeypatch.setattr(jobs, "run", in_this_process(ran))
     return ran
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report is drawn, which takes most of the time that pages take."""
+    monkeypatch.setattr("pipelines.report.run", lambda *_: None)
 
 
 @pytest.fixture
@@ -187,7 +218,7 @@ def rows_of(out: Path) -> dict[tuple[str, str, str], dict[str, str]]:
 def test_every_row_that_can_be_run_is_run(finished: tuple[Reproduced, Plan]) -> None:
     done, plan = finished
     assert not done.failures
-    assert list(done.runs) == ["speech", "light", "who", "sex", "fused", "searched"]
+    assert list(done.runs) == ["speech", "light", "who", "sex", "phone", "fused", "searched"]
     for name in ("tables.md", "tables.csv", "tables.html", "report.html", "projection.svg"):
         assert (plan.out / name).is_file(), name
 
@@ -261,9 +292,10 @@ def test_the_facts_come_from_the_manifest(finished: tuple[Reproduced, Plan], cac
     assert not any("Not the paper's corpus" in banner for banner in finished[0].document.banners)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_synthetic_speech_and_another_corpus_have_a_banner(cache: Path, trained: Path, here: list[str]) -> None:
     corpus = {**PAPER["corpus"], "utterances": 5531}
-    plan = make_plan(write_paper(trained.parent, corpus=corpus), make_manifest(), cache, trained, DEMO)
+    plan = make_plan(write_paper(trained.parent, corpus=corpus, projection={}), make_manifest(), cache, trained, DEMO)
     banners = reproduce.run(plan, DEMO).document.banners
     assert "Not the paper's corpus (CORPUS)" in banners[0]
     plan = replace(plan, manifest=make_manifest(synthetic=True))
@@ -286,11 +318,12 @@ def test_the_same_command_again_trains_nothing_and_writes_the_same_bytes(
     monkeypatch.setattr(train_heads, "make_task", never)
     monkeypatch.setattr(probe, "_train", never)
     reproduce.run(plan, DEMO)
-    assert here == ["speech", "light", "speech", "who", "sex"]
+    assert here == ["speech", "light", "speech", "who", "sex", "phone"]
     for name in ("tables.md", "tables.csv", "tables.html", "report.html", "projection.svg", "speech/config.yaml"):
         assert (trained / name).read_bytes() == (finished[1].out / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("no_report")
 def test_what_was_lost_is_run_again_and_nothing_else(
     finished: tuple[Reproduced, Plan], cache: Path, trained: Path, here: list[str]
 ) -> None:
@@ -303,11 +336,14 @@ def test_what_was_lost_is_run_again_and_nothing_else(
     assert (trained / "light" / "scores.csv").read_bytes() == (finished[1].out / "light/scores.csv").read_bytes()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_another_run_in_the_folder_is_refused_at_the_start_and_replaced_where_asked(
     finished: tuple[Reproduced, Plan], cache: Path, trained: Path, here: list[str]
 ) -> None:
     changed = replace(DEMO, settings=("fit.steps=4",))
-    with pytest.raises(ConfigError, match=r"2 folders in .* hold other runs, .*steps 4 \(6\).*--overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"Other runs lie in .*out': speech, light\. Of speech: .*steps 4 \(6\).*--overwrite"
+    ):
         make_plan(finished[1].paper, make_manifest(), cache, trained, changed)
     changed = replace(changed, overwrite=True)
     done = reproduce.run(make_plan(finished[1].paper, make_manifest(), cache, trained, changed), changed)
@@ -315,6 +351,71 @@ def test_another_run_in_the_folder_is_refused_at_the_start_and_replaced_where_as
     assert recorded_config(read_run(trained / "speech").config or {}).fit.steps == 4
     again = make_plan(finished[1].paper, make_manifest(), cache, trained, changed)
     assert {training.state for training in again.trainings.values()} == {"done"}
+
+
+def other_target(trained: Path) -> Paper:
+    return write_paper(trained.parent, probes={**PAPER["probes"], "who": {**PAPER["probes"]["who"], "target": "sex"}})
+
+
+def other_run(trained: Path) -> Paper:
+    runs = {**PAPER["runs"], "again": PAPER["runs"]["speech"]}
+    return write_paper(
+        trained.parent, runs=runs, probes={**PAPER["probes"], "phone": {**PAPER["probes"]["phone"], "run": "again"}}
+    )
+
+
+def other_steps(trained: Path) -> Paper:
+    paper = write_paper(trained.parent)
+    fit = {**PROBE["train"]["fit"], "steps": 5}
+    (paper.folder / "probe.yaml").write_text(yaml.safe_dump({"train": {**PROBE["train"], "fit": fit}}))
+    return paper
+
+
+def other_fusion(trained: Path) -> Paper:
+    shutil.rmtree(trained / "fused")
+    shutil.copytree(trained / "light", trained / "fused")
+    return write_paper(trained.parent)
+
+
+def other_files(trained: Path) -> Paper:
+    shutil.rmtree(trained / "sex")
+    (trained / "sex").mkdir()
+    (trained / "sex" / "thesis.tex").touch()
+    return write_paper(trained.parent)
+
+
+def a_file(trained: Path) -> Paper:
+    shutil.rmtree(trained / "fused")
+    (trained / "fused").touch()
+    return write_paper(trained.parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_target, r"out': who\. Of who: it differs in target sex \(speaker\)\..*--overwrite"),
+        (other_run, r"out': phone\. Of phone: it differs in of run again \(speech\)\. "),
+        (other_steps, r"out': who, sex, phone\. Of who: it differs in steps 5 \(4\)\. "),
+        (other_fusion, r"out': fused\. Of fused: it differs in head fusion \(mean_pool\)\. "),
+        (other_files, "holds files that are not of a run \\('thesis.tex'\\)"),
+        (a_file, "fused' is a file"),
+    ],
+)
+def test_folders_of_probes_and_fusions_that_hold_something_else_are_refused_at_the_start(
+    cache: Path, trained: Path, change: Callable[[Path], Paper], words: str
+) -> None:
+    paper = change(trained)
+    with pytest.raises(ConfigError, match=words):
+        make_plan(paper, make_manifest(), cache, trained, DEMO)
+
+
+@pytest.mark.parametrize("change", [other_target, other_steps, other_fusion])
+def test_other_probes_and_fusions_do_not_stop_a_plan_that_replaces_them(
+    cache: Path, trained: Path, change: Callable[[Path], Paper]
+) -> None:
+    options = replace(DEMO, overwrite=True)
+    plan = make_plan(change(trained), make_manifest(), cache, trained, options)
+    assert "another run" in describe(plan)
 
 
 @pytest.fixture
@@ -352,6 +453,7 @@ def test_rows_that_lack_a_stream_can_be_left_out(paper: Paper, lacking: Path, tm
     assert rows["Light", "accuracy", "mean"]["here_percent"]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_utterances_that_a_stream_lacks_are_refused_or_left_out_of_every_row(
     paper: Paper, cache: Path, tmp_path: Path, here: list[str]
 ) -> None:
@@ -369,6 +471,47 @@ def test_utterances_that_a_stream_lacks_are_refused_or_left_out_of_every_row(
     assert len(set(done.runs["light"].scores.ids)) == 24
 
 
+def test_utterances_that_a_stream_holds_and_then_failed_on_are_lacking(
+    cache: Path, tmp_path: Path, here: list[str]
+) -> None:
+    shutil.copytree(cache, tmp_path / "cache")
+    with StreamWriter(tmp_path / "cache", speech_task.SPECS["toy"], "zarr", "frames") as writer:
+        writer.commit([], {"u003": "It is silent now."}, {"u003": 1})
+    paper = write_paper(tmp_path / "paper", **ONE_ROW)
+    plan = make_plan(paper, make_manifest(), tmp_path / "cache", tmp_path / "out", Options())
+    assert "lacks 1 of 24 utterances, such as 'u003' (It is silent now.)" in next(iter(plan.missing))
+    options = Options(missing="drop")
+    plan = make_plan(paper, make_manifest(), tmp_path / "cache", tmp_path / "out", options)
+    assert plan.num_dropped == 1
+    done = reproduce.run(plan, options)
+    assert not done.failures
+    assert set(make_manifest().ids) - set(done.runs["light"].scores.ids) == {"u003"}
+
+
+def test_utterances_without_a_label_are_refused_or_left_out_of_every_row(
+    cache: Path, tmp_path: Path, here: list[str]
+) -> None:
+    *others, last = make_manifest()
+    # The second is in no stream, which matters as little as its label.
+    manifest = Manifest([*others, replace(last, label=None), replace(last, id="v999", label=None)])
+    paper = write_paper(tmp_path / "paper", **ONE_ROW)
+    with pytest.raises(
+        ProtocolError, match=r"1 of 24 .* no label, such as 'u023', .* every row with --drop-unlabelled"
+    ):
+        make_plan(paper, Manifest(manifest[:24]), cache, tmp_path / "out", Options())
+    manifest.write(tmp_path / "m.jsonl")
+    given = (paper.folder / "small2021.yaml", tmp_path / "m.jsonl", "--cache", cache, "--out", tmp_path / "out")
+    planned = call(*given, "--drop-unlabelled", "--dry-run")
+    assert "2 utterances are left out of every row: they have no label." in planned.stdout
+    assert "\n23 utterances.\n" in planned.stdout
+    done = call(*given, "--drop-unlabelled")
+    assert done.exit_code == 0, done.output
+    assert set(read_run(tmp_path / "out" / "light").scores.ids) == {one.id for one in others}
+    assert "Without a label: 2 utterances, left out of every row" in (tmp_path / "out" / "tables.md").read_text()
+    assert rows_of(tmp_path / "out")["Light", "accuracy", "mean"]["note"] == ""
+
+
+@pytest.mark.usefixtures("no_report")
 def test_a_failing_training_costs_its_own_rows_alone(
     paper: Paper, cache: Path, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,7 +535,8 @@ def test_a_failing_training_costs_its_own_rows_alone(
     assert "Failed: speech." in done.document.banners
 
 
-def test_failing_codes_cost_the_probes_alone(
+@pytest.mark.usefixtures("no_report")
+def test_failing_codes_cost_the_probes_and_the_picture_alone(
     finished: tuple[Reproduced, Plan], cache: Path, trained: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> Any:
@@ -400,25 +544,117 @@ def test_failing_codes_cost_the_probes_alone(
 
     monkeypatch.setattr(codes, "run", fail)
     done = reproduce.run(make_plan(finished[1].paper, make_manifest(), cache, trained, DEMO), DEMO)
-    assert set(done.failures) == {"who", "sex"}
-    assert done.failures["who"] == "codes of speech: The disk is full."
+    assert done.failures == dict.fromkeys(["who", "sex", "phone", "projection"], "codes of speech: The disk is full.")
     assert {"speech", "fused"} <= set(done.runs)
     assert done.document.figures == []
 
 
-def test_a_failing_fusion_and_a_failing_picture_cost_nothing_else(
-    finished: tuple[Reproduced, Plan], cache: Path, trained: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_report")
+def test_a_failing_fusion_costs_nothing_else(
+    finished: tuple[Reproduced, Plan], cache: Path, trained: Path, here: list[str]
+) -> None:
+    (trained / "speech" / "validation_scores.csv").unlink()
+    done = reproduce.run(make_plan(finished[1].paper, make_manifest(), cache, trained, DEMO), DEMO)
+    assert set(done.failures) == {"searched"}
+    assert "failed: " in rows_of(trained)["Searched", "accuracy", "mean"]["note"]
+
+
+@pytest.mark.parametrize("error", [ConfigError("No column."), OSError(28, "No space left"), ValueError("No numbers.")])
+@pytest.mark.usefixtures("no_report")
+def test_a_picture_that_cannot_be_drawn_costs_itself_alone(
+    paper: Paper, cache: Path, trained: Path, here: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: Any, **__: Any) -> Any:
-        raise ConfigError("It cannot be drawn.")
+        raise error
 
     monkeypatch.setattr("pipelines.project.figure", fail)
-    (trained / "speech" / "validation_scores.csv").unlink()
+    (trained / "tables.csv").unlink()
+    plan = make_plan(paper, make_manifest(), cache, trained, DEMO)
+    done = reproduce.run(plan, DEMO)
+    assert done.failures == {"projection": str(error)}
+    assert rows_of(trained)["Speech", "accuracy", "mean"]["here_percent"]
+    assert not (trained / "projection.svg").exists()
+    assert "projection.svg" not in (trained / "tables.html").read_text()
+    assert "Failed: projection." in done.document.banners
+
+
+def test_a_report_and_a_picture_of_an_earlier_state_do_not_stay(
+    cache: Path, trained: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr("pipelines.report.run", fail)
+    assert (trained / "report.html").is_file()
+    assert (trained / "projection.svg").is_file()
     told: list[str] = []
-    done = reproduce.run(make_plan(finished[1].paper, make_manifest(), cache, trained, DEMO), DEMO, told.append)
-    assert set(done.failures) == {"searched"}
-    assert "The codes are not drawn: It cannot be drawn." in told
-    assert "failed: " in rows_of(trained)["Searched", "accuracy", "mean"]["note"]
+    paper = write_paper(trained.parent, **ONE_ROW)
+    done = reproduce.run(make_plan(paper, make_manifest(), cache, trained, Options()), Options(), told.append)
+    assert told == ["There is no report: [Errno 28] No space left"]
+    assert not (trained / "report.html").exists()
+    assert not (trained / "projection.svg").exists()
+    assert list(done.document.links) == ["The numbers as CSV"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_row_that_was_not_run_in_the_papers_form_says_so_beside_its_number(
+    finished: tuple[Reproduced, Plan], cache: Path, trained: Path, tmp_path: Path, here: list[str]
+) -> None:
+    rows = rows_of(finished[1].out)
+    assert rows["Light", "accuracy", "mean"]["note"] == "demo form: toy"
+    assert rows["Speech", "accuracy", "mean"]["note"] == "demo form: toy, log_mel, speaker, phones"
+    for label in ("Fused", "Searched", "Sex"):
+        assert "demo form: toy, log_mel, speaker, phones" in rows[label, "accuracy", "mean"]["note"], label
+    paper = write_paper(trained.parent, **ONE_ROW)
+    done = reproduce.run(make_plan(paper, make_manifest(), cache, trained, Options()), Options())
+    assert rows_of(trained)["Light", "accuracy", "mean"]["note"] == ""
+    assert not any("paper's form" in banner for banner in done.document.banners)
+    options = Options(settings=("fit.steps=3",))
+    reproduce.run(make_plan(paper, make_manifest(), cache, tmp_path / "other", options), options)
+    assert rows_of(tmp_path / "other")["Light", "accuracy", "mean"]["note"] == (
+        "not the paper's form (see What was run)"
+    )
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_picture_has_the_titles_of_the_papers_file(
+    paper: Paper, cache: Path, trained: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def look(read: Mapping[str, tuple[Path, Any]], *_: Any) -> Any:
+        drawn.extend(f"{title} {folder.name}" for title, (folder, _) in read.items())
+        raise ConfigError("Seen.")
+
+    monkeypatch.setattr("pipelines.project.figure", look)
+    reproduce.run(make_plan(paper, make_manifest(), cache, trained, DEMO), DEMO)
+    assert drawn == ["short speech"]
+
+
+@pytest.mark.parametrize(
+    ("aligner", "told"),
+    [("gentle", None), ("pocketsphinx", None), ("mfa", "phones aligned by mfa (pocketsphinx or gentle)")],
+)
+@pytest.mark.usefixtures("no_report")
+def test_the_papers_own_aligner_is_no_difference(
+    tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch, aligner: str, told: str | None
+) -> None:
+    phones = speech_task.SPECS["phones"]
+    aligned = replace(phones, settings={**phones.settings, "alignment": {"settings": {"aligner": aligner}}})
+    monkeypatch.setitem(speech_task.SPECS, "phones", aligned)
+    make_task(tmp_path / "cache", LENGTHS)
+    rows = [{"label": "Speech", "run": "speech", "paper": {"UA": {"mean": 61.0}}}]
+    changes = {
+        **ONE_ROW, "aligner": "gentle", "runs": {"speech": {"preset": "aligned.yaml"}},
+        "tables": [{"name": "Table 1", "title": "One", "metrics": ["UA"], "rows": rows}],
+    }  # fmt: skip
+    streams = {"toy": {}, "log_mel": {}, "speaker": {}, "alignment": {"aligner": "pocketsphinx"}, "phones": {}}
+    (tmp_path / "aligned.yaml").write_text(yaml.safe_dump({**SPEECH, "extract": {"streams": streams}}))
+    paper = write_paper(tmp_path, **changes)
+    plan = make_plan(paper, make_manifest(), tmp_path / "cache", tmp_path / "out", Options())
+    [row] = reproduce.run(plan, Options()).document.runs.rows
+    assert f"aligned by {aligner}" in row[3]
+    assert row[-1] == (told or "nothing")
 
 
 def test_folds_that_would_leak_are_refused_before_anything_trains(paper: Paper, cache: Path, tmp_path: Path) -> None:
@@ -463,6 +699,52 @@ def test_a_stream_can_be_named_for_its_kind(paper: Paper, cache: Path, tmp_path:
     assert named.trainings["large"].config.streams == (toy,)
 
 
+def test_a_stream_that_no_row_could_read_is_refused(paper: Paper, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"no stream in the cache .* for --stream 'toy-00000000'\. Known: .*toy-"
+    ):
+        make_plan(paper, make_manifest(), cache, tmp_path / "out", replace(DEMO, streams=("toy-00000000",)))
+    with pytest.raises(UnknownNameError, match="'toy'"):  # a kind is no full name
+        make_plan(paper, make_manifest(), cache, tmp_path / "out", replace(DEMO, streams=("toy",)))
+    [mel] = [path.name for path in cache.glob("log_mel-*")]
+    light = write_paper(tmp_path / "paper", **ONE_ROW)
+    with pytest.raises(ConfigError, match=rf"--stream {mel}: no row reads a stream of that kind\. Rows read: toy\."):
+        make_plan(light, make_manifest(), cache, tmp_path / "out", Options(streams=(mel,)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("streams=[toy]", "Name one with --stream"),
+        ("folds=speaker", "with --folds"),
+        ("allow=[speaker]", "with --allow"),
+        ("missing=drop", "with --missing"),
+        ("device=cpu", "with --device"),
+        ("label=gender", "the paper's"),
+        ("head=linear_svm", "the paper's"),
+        ("place=disk", "Leave it out"),
+        ("label.x=gender", "the paper's"),
+    ],
+)
+def test_settings_that_are_the_papers_or_an_options_are_refused(
+    paper: Paper, cache: Path, tmp_path: Path, setting: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"--set {setting.partition('=')[0].partition('.')[0]} is not for .*{words}"):
+        make_plan(paper, make_manifest(), cache, tmp_path / "out", replace(DEMO, settings=("fit.steps=3", setting)))
+
+
+def test_settings_reach_every_training_and_the_seed_alone_reaches_probes(cache: Path, tmp_path: Path) -> None:
+    settings = ("fit.steps=3", "fit.seed=7", "validation=0.3", "validation_by=utterance", "drop_unlabelled=true")
+    options = replace(DEMO, settings=settings)
+    plan = make_plan(write_paper(tmp_path / "paper"), make_manifest(), cache, tmp_path / "out", options)
+    for training in plan.trainings.values():
+        assert (training.config.fit.steps, training.config.fit.seed) == (3, 7)
+        assert (training.config.validation, training.config.drop_unlabelled) == (0.3, True)
+    assert [(one.config.fit.steps, one.config.fit.seed, one.config.validation) for one in plan.probes.values()] == [
+        (4, 7, 0.2)
+    ] * 3
+
+
 def test_the_plan_in_words_has_steps_folds_streams_and_what_is_there(
     finished: tuple[Reproduced, Plan], cache: Path, trained: Path
 ) -> None:
@@ -471,16 +753,21 @@ def test_the_plan_in_words_has_steps_folds_streams_and_what_is_there(
     text = describe(make_plan(finished[1].paper, make_manifest(), cache, trained, DEMO))
     [light] = [line for line in text.splitlines() if line.startswith("light ")]
     [toy] = [path.name for path in cache.glob("toy-*")]
-    assert re.split(r" {2,}", light) == ["light", "light.yaml", "20", "32", "session (2)", "done", toy]
+    assert re.split(r" {2,}", light) == ["light", "light.yaml", "20", "32", "session (2)", THERE, toy]
     [speech] = [line for line in text.splitlines() if line.startswith("speech ")]
     assert re.split(r" {2,}", speech)[5] == "begun"
     assert "large: not run: needs somebody/large, no demo form" in text
-    assert "24 utterances, trainings: 2, 52 steps in all." in text
+    for key in ("who", "sex", "phone", "fused", "searched"):
+        [line] = [line for line in text.splitlines() if line.startswith(f"{key} ")]
+        assert THERE in line
+    assert text.endswith("24 utterances.\nTrainings: 2, 52 steps in all.\nProbes: 3, 24 steps in all.")
 
 
 def test_hostile_labels_stay_labels(cache: Path, trained: Path, here: list[str]) -> None:
     tables = [{**PAPER["tables"][1], "rows": [{"label": HOSTILE, "run": "light", "paper": {"UA": {"mean": 61.0}}}]}]
-    paper = write_paper(trained.parent, tables=tables, title=HOSTILE, notes={**PAPER["notes"], "phones": HOSTILE})
+    paper = write_paper(
+        trained.parent, tables=tables, title=HOSTILE, notes={**PAPER["notes"], "phones": HOSTILE}, projection={}
+    )
     reproduce.run(make_plan(paper, make_manifest(), cache, trained, DEMO), DEMO)
     for page in ("tables.html", "report.html"):
         text = (trained / page).read_text()
@@ -495,13 +782,14 @@ def call(*arguments: object) -> Any:
 
 
 def test_the_command_says_what_it_would_do_does_it_and_tells_failures_by_its_exit_code(
-    paper: Paper, cache: Path, lacking: Path, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+    cache: Path, lacking: Path, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_manifest().write(tmp_path / "m.jsonl")
+    paper = write_paper(tmp_path / "paper", projection={})
     given = (paper.folder / "small2021.yaml", tmp_path / "m.jsonl", "--out", tmp_path / "out", "--demo")
     planned = call(*given, "--cache", cache, "--dry-run")
     assert (planned.exit_code, here) == (0, [])
-    assert "52 steps in all" in planned.stdout
+    assert "Trainings: 2, 52 steps in all.\nProbes: 3, 24 steps in all." in planned.stdout
     assert call(*given, "--cache", lacking, "--dry-run").exit_code == 3
     assert isinstance(call(*given, "--cache", lacking).exception, CacheError)
     done = call(*given, "--cache", cache)
@@ -516,3 +804,16 @@ def test_the_command_says_what_it_would_do_does_it_and_tells_failures_by_its_exi
     failed = call(*given, "--cache", cache)
     assert failed.exit_code == 3
     assert "who failed: It failed." in failed.stderr
+
+
+@pytest.mark.heavy
+def test_the_whole_paper_in_processes_is_the_same(
+    finished: tuple[Reproduced, Plan], cache: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(finished[1].paper, make_manifest(), cache, tmp_path / "out", DEMO)
+    assert not reproduce.run(plan, DEMO).failures
+    for name in ("speech", "light", "who", "sex", "phone", "fused", "searched"):
+        assert (tmp_path / "out" / name / "scores.csv").read_bytes() == (
+            finished[1].out / name / "scores.csv"
+        ).read_bytes(), name
+    assert (tmp_path / "out" / "tables.csv").read_bytes() == (finished[1].out / "tables.csv").read_bytes()

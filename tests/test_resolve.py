@@ -83,6 +83,8 @@ def test_phones_are_those_of_the_alignment_that_the_preset_names(tmp_path: Path)
             "extract": {"streams": {"alignment": {"aligner": aligner}, "phones": {}}}, "train": {"streams": ["phones"]},
         }  # fmt: skip
         assert resolve_streams(featcache.open(tmp_path), wanted) == {"phones": name}
+        for other in held.values():  # unless another is named
+            assert resolve_streams(featcache.open(tmp_path), wanted, [other]) == {"phones": other}
 
 
 def test_phones_of_any_alignment_do_where_there_is_one(tmp_path: Path) -> None:

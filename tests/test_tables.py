@@ -72,6 +72,15 @@ def test_many_folds_leave_their_columns_to_the_csv() -> None:
     assert sum(row["here_percent"] == "50" for row in rows) == 40 + 1
 
 
+def test_the_caption_counts_folds_that_have_no_columns() -> None:
+    names = [f"speaker {number}" for number in range(24)]
+    many = replace(FOLDS, lines=[replace(SMALL, here={"wa": Values(0.5, 0.1, (0.5,) * 24)})], fold_names=names)
+    assert many.caption == "Accuracy (the paper's UA), in %; here 24 folds, in tables.csv."
+    assert replace(many, fold_names=[]).caption == many.caption
+    few = replace(many, lines=[replace(SMALL, here={"wa": Values(0.5, 0.1, (0.5,) * 12)})], fold_names=names[:12])
+    assert few.caption.endswith("; the folds here are " + ", ".join(names[:12]) + ".")
+
+
 def test_every_row_of_a_grid_has_as_many_cells_as_the_header() -> None:
     for table in (FOLDS, BOTH, replace(FOLDS, metrics=SWAPPED)):
         cells = grid(table)

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from featcache.backend import CHUNK_FRAMES, Backend, PartFile
+from featcache.hdf5_file import create
 from featcache.maps import map_array
 
 
@@ -25,7 +26,7 @@ class Hdf5Backend(Backend):
         self, path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], compress: bool
     ) -> None:
         """Write an HDF5 file. Attributes that are lists become datasets, since HDF5 bounds an attribute's size."""
-        with h5py.File(path, "w") as file:
+        with create(path) as file:
             for name, value in attributes.items():
                 if isinstance(value, list):
                     file.create_dataset(name, data=value, dtype=h5py.string_dtype())
@@ -40,7 +41,6 @@ class Hdf5Backend(Backend):
             if "frames" in arrays:
                 for axis, label in zip(file["frames"].dims, ("layers", "frames", "dim"), strict=True):
                     axis.label = label
-            file.flush()
 
     def open(self, path: Path) -> "Hdf5Part":
         """Open an HDF5 file."""

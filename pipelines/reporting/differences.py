@@ -8,7 +8,7 @@ from pipelines.train_heads import load_head
 
 
 def differences(ours: TrainConfig, other: TrainConfig) -> list[str]:
-    """Return a line for each thing in which a training differs from another, streams and device left out.
+    """Return a line for each thing in which a training differs from another, streams, device and place left out.
 
     Args:
         ours: the one.
@@ -25,7 +25,7 @@ def differences(ours: TrainConfig, other: TrainConfig) -> list[str]:
 def _settled(config: TrainConfig) -> dict[str, Any]:
     """Return everything that decides a training but its streams, by name; a head's settings with their defaults."""
     values = asdict(config)
-    for name in ("device", "streams", "settings"):
+    for name in ("device", "place", "streams", "settings"):
         values.pop(name)
     fit = values.pop("fit")
     return {**values, **fit, **asdict(load_head(config))}  # type: ignore[call-overload]

@@ -6,6 +6,7 @@ file.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from string import ascii_lowercase
 from typing import Any
@@ -30,6 +31,25 @@ SYNTHETIC = "Synthetic speech: these numbers say nothing of human speech."
 _RUNS = ("run", "preset", "head", "reads", "training", "utterances", "differs from the paper's preset in")
 
 
+@dataclass(frozen=True)
+class _Form:
+    """How a row was run that was not run in the paper's form.
+
+    Attributes:
+        demo: a small form, of it or of what it is made of.
+        instead: checkpoints, or streams, in place of the paper's.
+    """
+
+    demo: bool
+    instead: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What to know of it, beside its number."""
+        name = "demo form" if self.demo else "not the paper's form"
+        return name + (f": {', '.join(self.instead)}" if self.instead else " (see What was run)")
+
+
 def make_document(
     plan: Plan,
     runs: Mapping[str, Run],
@@ -50,12 +70,13 @@ def make_document(
     """
     paper = plan.paper
     letters = _letters(paper)
+    forms = _forms(plan, runs)
     return Document(
         title=paper.title,
         citation=paper.citation,
-        banners=_banners(plan, runs, remarks),
+        banners=_banners(plan, runs, remarks, forms),
         facts=_facts(plan, runs),
-        tables=[_table(table, paper, runs, remarks, letters, places or {}) for table in paper.tables],
+        tables=[_table(table, paper, runs, remarks, forms, letters, places or {}) for table in paper.tables],
         notes={letter: paper.notes[name] for name, letter in letters.items()},
         runs=_runs(plan, runs),
         figures=figures,
@@ -84,6 +105,7 @@ def _table(
     paper: Paper,
     runs: Mapping[str, Run],
     remarks: Mapping[str, str],
+    forms: Mapping[str, _Form],
     letters: Mapping[str, str],
     places: Mapping[str, str],
 ) -> Table:
@@ -92,7 +114,7 @@ def _table(
             label=row.label,
             paper={metric: _printed(numbers) for metric, numbers in row.paper.items()},
             here=_measured(runs.get(row.run or ""), table.metrics),
-            remark="; ".join(_remarks(row, runs, remarks)),
+            remark="; ".join(_remarks(row, runs, remarks, forms)),
             notes=sorted({letters[name] for name in _notes(row, paper)}, key=lambda mark: (len(mark), mark)),
             link=places.get(row.run or "", ""),
         )
@@ -137,20 +159,58 @@ def _measured(run: Run | None, metrics: Sequence[str]) -> dict[str, Values]:
     }  # fmt: skip
 
 
-def _remarks(row: Row, runs: Mapping[str, Run], remarks: Mapping[str, str]) -> list[str]:
+def _remarks(row: Row, runs: Mapping[str, Run], remarks: Mapping[str, str], forms: Mapping[str, _Form]) -> list[str]:
     if row.run is None:
         return ["cited by the paper"]
     found = [] if row.paper else ["not in the paper"]
     run = runs.get(row.run)
     if run is None:
         return [*found, remarks.get(row.run, "not run")]
+    if row.run in forms:
+        found.append(forms[row.run].words)
     majority = (run.config or {}).get("majority")
     if isinstance(majority, Mapping) and majority:
         found.append(f"always the commonest class: {percent(float(np.mean(list(majority.values()))))} % accuracy")
     return found
 
 
-def _banners(plan: Plan, runs: Mapping[str, Run], remarks: Mapping[str, str]) -> list[str]:
+def _forms(plan: Plan, runs: Mapping[str, Run]) -> dict[str, _Form]:
+    """Return how each row was run, of those that were not run in the paper's form."""
+    cache = Cache(plan.cache)
+    forms: dict[str, _Form] = {}
+    for key, training in plan.trainings.items():
+        if key in runs and _differences(plan, training, runs[key], cache):
+            demo = training.preset != plan.paper.runs[key].preset
+            forms[key] = _Form(demo, tuple(_instead(training, runs[key], cache)))
+    for key, probe in plan.probes.items():
+        own = _Form(probe.preset != probe.of.preset) if differences(probe.config, probe.published) else None
+        forms |= _joined(key, [own, forms.get(probe.of.run)])
+    for key, fusion in plan.fusions.items():
+        forms |= _joined(key, [forms.get(run) for run in fusion.runs])
+    return forms
+
+
+def _joined(key: str, forms: Sequence[_Form | None]) -> dict[str, _Form]:
+    """Return the form of what is made of others; none where all of them are in the paper's."""
+    found = [form for form in forms if form is not None]
+    instead = dict.fromkeys(name for form in found for name in form.instead)
+    return {key: _Form(any(form.demo for form in found), tuple(instead))} if found else {}
+
+
+def _instead(training: Training, run: Run, cache: Cache) -> list[str]:
+    """Return what a training read in place of what the paper's reads: checkpoints by name, other streams by kind."""
+    stated = (training.published_preset.get("extract") or {}).get("streams") or {}
+    names = []
+    for spec in (cache[name].spec for name in recorded_config(run.config or {}).streams):
+        wanted, found = (stated.get(spec.kind) or {}).get("checkpoint"), (spec.checkpoint or {}).get("name")
+        if spec.kind not in training.published.streams:
+            names.append(spec.kind)
+        elif wanted is not None and not _alike("checkpoint", found, wanted):
+            names.append(PurePath(str(found)).name if found else spec.kind)
+    return names
+
+
+def _banners(plan: Plan, runs: Mapping[str, Run], remarks: Mapping[str, str], forms: Mapping[str, _Form]) -> list[str]:
     banners = []
     if any((run.config or {}).get("synthetic") for run in runs.values()) or _is_synthetic(plan.manifest):
         banners.append(SYNTHETIC)
@@ -158,11 +218,7 @@ def _banners(plan: Plan, runs: Mapping[str, Run], remarks: Mapping[str, str]) ->
         banners.append(
             f"Not the paper's corpus ({plan.paper.corpus.name}): the numbers stand side by side for their form alone."
         )
-    changed = [
-        key
-        for key, run in runs.items()
-        if key in plan.trainings and _differences(plan.trainings[key], run, Cache(plan.cache))
-    ]
+    changed = [key for key in runs if key in plan.trainings and key in forms]
     if changed:
         banners.append(
             f"{len(changed)} of {sum(key in plan.trainings for key in runs)} trainings are not in the paper's form; "
@@ -208,6 +264,8 @@ def _facts(plan: Plan, runs: Mapping[str, Run]) -> list[tuple[str, str]]:
     ]
     if plan.num_dropped:
         facts.append(("Left out", f"{plan.num_dropped} utterances of every row: a stream lacks them"))
+    if plan.num_unlabelled:
+        facts.append(("Without a label", f"{plan.num_unlabelled} utterances, left out of every row"))
     facts += [("Folds, here", words) for words in kinds]
     facts.append(("Rows", f"{len(runs)} of {len(plan.paper.computed)} trainings, probes and fusions were run"))
     return facts
@@ -245,7 +303,7 @@ def _runs(plan: Plan, runs: Mapping[str, Run]) -> Grid:
         if key in plan.trainings:
             training, made = plan.trainings[key], recorded_config(config)
             reads = "; ".join(_stream(cache[name].spec) for name in made.streams)
-            lines = _differences(training, run, cache)
+            lines = _differences(plan, training, run, cache)
             rows.append([key, training.preset, made.head, reads, _fit(made), count, "; ".join(lines) or "nothing"])
         elif key in plan.probes:
             probe = plan.probes[key]
@@ -290,13 +348,15 @@ def _aligner(spec: StreamSpec) -> str:
     return text(alignment.get("settings", {}).get("aligner")) if isinstance(alignment, Mapping) else ""
 
 
-def _differences(training: Training, run: Run, cache: Cache) -> list[str]:
+def _differences(plan: Plan, training: Training, run: Run, cache: Cache) -> list[str]:
     """Return what differs between a run and what the paper's preset would have trained, streams first."""
-    made = recorded_config(run.config or {})
+    published = training.published
+    # What has no label no paper can have learnt from.
+    made = replace(recorded_config(run.config or {}), drop_unlabelled=published.drop_unlabelled)
     stated = (training.published_preset.get("extract") or {}).get("streams") or {}
     ours = {kind_of(name): cache[name].spec for name in made.streams}
-    wanted = [kind for kind in training.published.streams if kind not in ours]
-    instead = [kind for kind in ours if kind not in training.published.streams]
+    wanted = [kind for kind in published.streams if kind not in ours]
+    instead = [kind for kind in ours if kind not in published.streams]
     lines = []
     if wanted or instead:
         lines.append(f"{' and '.join(instead) or 'no stream'} in place of {' and '.join(wanted) or 'none'}")
@@ -305,13 +365,13 @@ def _differences(training: Training, run: Run, cache: Cache) -> list[str]:
             found = (spec.checkpoint or {}).get("name") if name == "checkpoint" else spec.settings.get(name)
             if not _alike(name, found, value):
                 lines.append(f"{name} of {kind} {text(found) or 'unset'} ({text(value) or 'unset'})")
-    aligner = text((stated.get("alignment") or {}).get("aligner"))
+    aligners = [text((stated.get("alignment") or {}).get("aligner")), plan.paper.aligner]
     lines += [
-        f"phones aligned by {_aligner(spec)} ({aligner})"
+        f"phones aligned by {_aligner(spec)} ({' or '.join(name for name in aligners if name)})"
         for spec in ours.values()
-        if aligner and _aligner(spec) not in ("", aligner)
+        if any(aligners) and _aligner(spec) not in ("", *aligners)
     ]
-    return lines + differences(made, training.published)
+    return lines + differences(made, published)
 
 
 def _alike(name: str, found: Any, wanted: Any) -> bool:

@@ -98,7 +98,10 @@ class Table:
             parts.append(f"{' and '.join(heading(metric, name) for metric, name in self.metrics.items())}, in %")
         else:
             parts.append("In %")
-        if self.fold_names:
+        count = max((len(values.folds) for line in self.lines for values in line.here.values()), default=0)
+        if self.by_fold and count > _MOST_FOLDS:
+            parts.append(f"here {count} folds, in tables.csv")
+        elif self.fold_names:
             parts.append(f"the folds here are {', '.join(self.fold_names)}")
         if self.notes:
             parts.append(f"see {' '.join(self.notes)}")
