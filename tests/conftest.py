@@ -21,17 +21,16 @@ def shared_data() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what faults cost, where tests injected some."""
+    """Print what faults cost, and what was measured of memory, where tests injected or measured some."""
     from faults import PROPERTY, table
 
-    passed = terminalreporter.getreports("passed")
-    costs = [
-        value
-        for report in passed
-        if report.when == "call"
-        for name, value in report.user_properties
-        if name == PROPERTY
-    ]
+    reports = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
+    told = [pair for report in reports for pair in report.user_properties]
+    costs = [str(value) for name, value in told if name == PROPERTY]
+    bounds = [str(value) for name, value in told if name == "bound"]
     if costs:
         terminalreporter.section("faults injected")
-        terminalreporter.write_line(table([str(cost) for cost in costs]))
+        terminalreporter.write_line(table(costs))
+    if bounds:
+        terminalreporter.section("peak memory and open files")
+        terminalreporter.write_line("\n".join(bounds))
