@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from featcache import alignment, audio
 from featcache.cache import Cache, CachedStream
@@ -15,16 +14,9 @@ from featcache.errors import ConfigError
 from featcache.files import write_atomically
 from featcache.manifest import Manifest, Utterance
 from featcache.streams.phones import find_alignment
-from pipelines.reporting.svg import style
+from pipelines.reporting.svg import DPI, METADATA, style
 from pipelines.reporting.utterance import SAMPLE_RATE_HZ, Track, draw
 
-# Nothing of the time or the program's version in the file: the same picture is the same bytes.
-_METADATA: dict[str, dict[str, Any]] = {
-    ".png": {"Software": None},
-    ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
-    ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
-}
-_DPI = 130
 _LONGEST, _SHORTENED = 120, 80
 """Bytes of a name that is taken as it is, and of what is left of a longer one; file systems take 143 to 255."""
 
@@ -51,8 +43,8 @@ def run(manifest: Path, name: str, cache: Path | None, streams: Sequence[str] = 
     """
     out = Path(f"{_stem(name)}.png") if out is None else out
     form = out.suffix.lower()
-    if form not in _METADATA or out.is_dir():
-        raise ConfigError(f"A picture cannot be written to {str(out)!r}. Name a file ending in {', '.join(_METADATA)}.")
+    if form not in METADATA or out.is_dir():
+        raise ConfigError(f"A picture cannot be written to {str(out)!r}. Name a file ending in {', '.join(METADATA)}.")
     utterances = Manifest.read(manifest)
     utterance = utterances.utterance(name)
     recording = audio.decode(utterances.audio_path(utterance), utterance.start_s, utterance.end_s)
@@ -61,7 +53,7 @@ def run(manifest: Path, name: str, cache: Path | None, streams: Sequence[str] = 
     with style():
         figure = draw(recording.at_rate(SAMPLE_RATE_HZ), _title(utterance), utterance.text or "", tracks, note)
         picture = io.BytesIO()
-        figure.savefig(picture, format=form[1:], dpi=_DPI, metadata=_METADATA[form])
+        figure.savefig(picture, format=form[1:], dpi=DPI, metadata=METADATA[form])
     write_atomically(out, picture.getvalue())
     return out
 

@@ -25,10 +25,9 @@ from featcache.files import write_atomically
 from featcache.manifest import Manifest, Utterance
 from heads.fold_files import read_folds
 from heads.protocol import Fold, shown
-from pipelines.picture import _DPI, _METADATA
 from pipelines.probe import COLUMNS_OF, SPEAKER
 from pipelines.reporting.projection import Panel, Row, draw
-from pipelines.reporting.svg import style
+from pipelines.reporting.svg import DPI, METADATA, style
 
 METHODS: Mapping[str, str] = {"tsne": "t-SNE", "pca": "PCA"}
 COLUMNS = ("emotion", SPEAKER, "sex")
@@ -79,13 +78,13 @@ def run(
     """
     out = Path(out)
     form = out.suffix.lower()
-    if form not in _METADATA or out.is_dir():
-        raise ConfigError(f"A picture cannot be written to {str(out)!r}. Name a file ending in {', '.join(_METADATA)}.")
+    if form not in METADATA or out.is_dir():
+        raise ConfigError(f"A picture cannot be written to {str(out)!r}. Name a file ending in {', '.join(METADATA)}.")
     with style():
         drawn = figure(runs, manifest, cache, fold, method, seed)
         picture = io.BytesIO()
-        dpi: Any = _DPI if form == ".png" else "figure"
-        drawn.savefig(picture, format=form[1:], dpi=dpi, facecolor="white", metadata=_METADATA[form])
+        dpi: Any = DPI if form == ".png" else "figure"
+        drawn.savefig(picture, format=form[1:], dpi=dpi, facecolor="white", metadata=METADATA[form])
     write_atomically(out, picture.getvalue())
     return out
 

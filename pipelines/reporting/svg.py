@@ -23,6 +23,16 @@ FIRST, SECOND = "#1f5fbf", "#b4480a"
 PALETTE: Mapping[str, str] = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second"}
 """Colours that a figure may use, and the CSS variable that each becomes."""
 
+METADATA: Mapping[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
+    ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
+}
+"""What is left out of a picture of its own: with no time and no version in it, the same picture is the same bytes."""
+
+DPI = 130
+"""Dots per inch of a PNG."""
+
 _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
@@ -74,7 +84,7 @@ def inline(figure: Figure, prefix: str, label: str) -> Markup:
         label: what the figure shows, for those who do not see it.
     """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(buffer, format="svg", metadata=METADATA[".svg"])
     root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314  matplotlib wrote it
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
