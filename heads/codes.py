@@ -35,7 +35,7 @@ _GROUP = 512
 
 
 def codes_spec(
-    head: GradientHead, task: Task, fold: str, weights: Mapping[str, np.ndarray], dtype: str = "float16"
+    head: GradientHead, task: Task, fold: str, weights: Mapping[str, np.ndarray], dtype: str = "float32"
 ) -> StreamSpec:
     """Return what decides the codes of one fold's model.
 
@@ -44,7 +44,7 @@ def codes_spec(
         task: what it was trained on.
         fold: the fold's name.
         weights: the fold's trained arrays by name.
-        dtype: type the codes are stored in.
+        dtype: type the codes are stored in; codes are small, and a bottleneck may leave some of them very small.
 
     Raises:
         ConfigError: the head has no codes.
@@ -80,7 +80,7 @@ def export_codes(
     fold: str,
     weights: Mapping[str, np.ndarray],
     cache: Path,
-    dtype: str = "float16",
+    dtype: str = "float32",
     backend: str = "zarr",
     on_done: Callable[[int], None] = lambda _: None,
 ) -> str:

@@ -19,7 +19,7 @@ def codes(
     manifest: ManifestArg,
     run: RunArg,
     cache: CacheOpt = Path("cache"),
-    dtype: Annotated[str, typer.Option("--dtype", help="Type they are stored in: float16 or float32.")] = "float16",
+    dtype: Annotated[str, typer.Option("--dtype", help="Type they are stored in: float32 or float16.")] = "float32",
     device: DeviceOpt = None,
 ) -> None:
     """Export the codes of a trained head into the cache: one stream for each fold's model."""

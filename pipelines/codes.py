@@ -25,7 +25,7 @@ def run(
     run_folder: Path,
     manifest: Manifest,
     cache: Path,
-    dtype: str = "float16",
+    dtype: str = "float32",
     device: str = "auto",
     on_progress: OnProgress = lambda *_: None,
     on_message: Callable[[str], None] = lambda _: None,
