@@ -4,29 +4,25 @@ All that can be refused is refused here, before anything trains: presets and set
 utterances that a stream lacks, folds that would leak, folders that hold something else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 from featcache.cache import Cache
 from featcache.cache import open as open_cache
-from featcache.errors import CacheError, ConfigError, FeatcacheError, ProtocolError, UnknownNameError
+from featcache.errors import CacheError, ConfigError, ProtocolError, UnknownNameError
 from featcache.manifest import Manifest, Utterance
 from heads.folds import FoldSet, make_folds
-from heads.runs import read_run
 from pipelines import show
-from pipelines.config import TrainConfig, merge, parse_overrides, read_preset, recorded_config, train_config
+from pipelines.config import TrainConfig, merge, parse_overrides, read_preset, train_config
 from pipelines.paper import FusionOf, Paper, ProbeOf, RunOf
 from pipelines.probe import COLUMNS_OF, PHONE, SPEAKER
-from pipelines.reporting.differences import differences
+from pipelines.reproduce_folders import State, check_folders, fusion_state, other_probe, other_training, state_of
 from pipelines.resolve import resolve_streams
-from pipelines.run_folders import UNFINISHED, check_folder, existing_run
+from pipelines.run_folders import check_folder
 from pipelines.train_heads import load_head, relabelled
 
-State = Literal["to do", "begun", "done", "another"]
-
-_SHOWN = 3
 _STATES: Mapping[State, str] = {"done": "there (inputs not compared)", "another": "another run"}
 
 _SETTABLE = ("fit", "settings", "validation", "validation_by", "drop_unlabelled")
@@ -191,7 +187,7 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
     not_run |= short
     probes = _probes(paper, manifest, trainings, not_run, out, options)
     fusions = _fusions(paper, trainings, not_run)
-    _check_folders(trainings, probes, fusions, out, options.overwrite)
+    check_folders(trainings, probes, fusions, out, options.overwrite)
     folds = _folds(manifest, trainings)
     return Plan(
         paper, manifest, num_dropped, cache, out, trainings, probes, fusions, not_run, missing, folds,
@@ -281,7 +277,7 @@ def describe(plan: Plan) -> str:
              _words(probe.state), f"the codes of {probe.of.run}, for {probe.of.target}")
         )  # fmt: skip
     for key, fusion in plan.fusions.items():
-        state = _words(_fusion_state(plan.out / key))
+        state = _words(fusion_state(plan.out / key))
         rows.append((key, "fusion", "", "", "", state, f"{' + '.join(fusion.runs)}: {fusion.weights}"))
     used = {run for table in plan.paper.tables for row in table.rows if (run := row.run)}
     lines = [show.table(rows), ""]
@@ -342,7 +338,7 @@ def _training(paper: Paper, key: str, of: RunOf, cache: Cache, out: Path, option
     published = train_config(published_preset, {}, [])
     resolved = resolve_streams(cache, preset, options.streams)
     config = replace(config, streams=tuple(resolved[kind] for kind in config.streams))
-    state = _state_of(out / key, lambda: _other_training(out / key, config))
+    state = state_of(out / key, lambda: other_training(out / key, config))
     return Training(key, name, config, published, published_preset, state)
 
 
@@ -362,7 +358,7 @@ def _probe(paper: Paper, key: str, of: ProbeOf, training: Training, out: Path, o
         config = replace(config, streams=phones, settings={"frames": 1, **config.settings})
         published = replace(published, settings={"frames": 1, **published.settings})
     probe = Probe(key, of, name, config, published, "to do")
-    return replace(probe, state=_state_of(out / key, lambda: _other_probe(out / key, probe)))
+    return replace(probe, state=state_of(out / key, lambda: other_probe(out / key, probe)))
 
 
 def _with(preset: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,96 +370,6 @@ def _checkpoints(preset: Mapping[str, Any], name: str) -> str:
     streams = (preset.get("extract") or {}).get("streams") or {}
     named = [str(settings["checkpoint"]) for settings in streams.values() if settings and "checkpoint" in settings]
     return " and ".join(named) or f"the preset {name}"
-
-
-def _state_of(folder: Path, differing: Callable[[], Sequence[str]]) -> State:
-    """Return what lies in a run folder; whether inputs changed since is seen when it is trained.
-
-    Args:
-        folder: the run folder.
-        differing: returns in what the run there differs from the one wanted; called where there is one.
-    """
-    if not (folder / "scores.csv").is_file():
-        return "begun" if (folder / UNFINISHED).is_dir() else "to do"
-    try:
-        return "another" if differing() else "done"
-    except FeatcacheError:
-        return "another"
-
-
-def _other_training(folder: Path, config: TrainConfig) -> list[str]:
-    """Return in what a training differs from the one that lies in its folder."""
-    found = recorded_config(read_run(folder).config or {})
-    if found.digest() == config.digest():
-        return []
-    return differences(config, found) or [f"streams {', '.join(config.streams)} ({', '.join(found.streams)})"]
-
-
-def _other_probe(folder: Path, probe: Probe) -> list[str]:
-    """Return in what a probe differs from the one that lies in its folder; the record has folds and label in words."""
-    record, config = read_run(folder).config or {}, probe.config
-    names = ["streams", "label", "folds", "validation_by", "allow", "drop_unlabelled"]
-    names += [] if probe.of.target == SPEAKER else ["validation"]  # elsewhere the run's folds bring it
-    found = replace(recorded_config(record), **{name: getattr(config, name) for name in names})
-    pairs = {
-        "target": (probe.of.target, record.get("target")),
-        "of run": (probe.of.run, PurePath(str(_entry(record, "of_run", "folder"))).name),
-        "phones": (", ".join(config.streams), _entry(record, "streams", "phones") or ""),
-    }
-    lines = [f"{name} {ours} ({theirs})" for name, (ours, theirs) in pairs.items() if ours != theirs]
-    return lines + differences(config, found)
-
-
-def _entry(record: Mapping[str, Any], name: str, key: str) -> Any:
-    """Return an entry of a section of a record; None where there is none."""
-    section = record.get(name)
-    return section.get(key) if isinstance(section, Mapping) else None
-
-
-def _other_fusion(folder: Path) -> list[str]:
-    """Return what lies in the folder of a fusion and is none; another fusion is made anew in a moment."""
-    head = (read_run(folder).config or {}).get("head")
-    return [] if head == "fusion" else [f"head fusion ({head})"]
-
-
-def _fusion_state(folder: Path) -> State:
-    return _state_of(folder, lambda: _other_fusion(folder))
-
-
-def _check_folders(
-    trainings: Mapping[str, Training],
-    probes: Mapping[str, Probe],
-    fusions: Mapping[str, FusionOf],
-    out: Path,
-    overwrite: bool,
-) -> None:
-    """Refuse folders that hold something else than what would be written there."""
-    for key in (*trainings, *probes, *fusions):
-        check_folder(out / key)
-    if overwrite:
-        return
-    states = {key: one.state for key, one in trainings.items()} | {key: one.state for key, one in probes.items()}
-    for key, state in states.items():
-        if state in ("to do", "begun"):
-            existing_run(out / key, "", overwrite)  # refuses files that are not of a run
-    states |= {key: _fusion_state(out / key) for key in fusions}
-    others = [key for key, state in states.items() if state == "another"]
-    if not others:
-        return
-    first = others[0]
-    try:
-        if first in trainings:
-            lines = _other_training(out / first, trainings[first].config)
-        else:
-            lines = _other_probe(out / first, probes[first]) if first in probes else _other_fusion(out / first)
-        told = f"it differs in {'; '.join(lines[:_SHOWN])}"
-    except FeatcacheError as error:
-        told = str(error)
-    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-    raise ConfigError(
-        f"Other runs lie in {str(out)!r}: {', '.join(others[:_SHOWN])}{more}. Of {first}: {told}. Give another --out, "
-        "or --overwrite to replace them."
-    )
 
 
 def _lacking(cache: Cache, manifest: Manifest, trainings: Mapping[str, Training]) -> dict[str, list[str]]:
