@@ -80,7 +80,7 @@ def test_a_killed_extraction_loses_nothing_and_ends_at_the_same_bytes(
             child.stdout.readline()
             waited = time.monotonic() - began
             try:
-                child.wait(instants.uniform(0.0, 0.6 * lasted_s))
+                child.wait(instants.uniform(0.0, 0.9 * lasted_s))
             except subprocess.TimeoutExpired:
                 child.send_signal(how)
                 cost.injected += 1
