@@ -130,7 +130,7 @@ class StreamWriter:
         self._compress = compress
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(cache / ".tmp")
+            remove_abandoned(cache)
             self._stack = ExitStack()
             self.workplace = self._stack.enter_context(workplace(cache))
         except OSError as error:
@@ -298,8 +298,9 @@ def _make_workplace(aside: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _remove_abandoned(aside: Path) -> None:
+def remove_abandoned(cache: Path) -> None:
     """Remove what killed writers left: a live one holds a lock on its workplace."""
+    aside = cache / ".tmp"
     for workplace in aside.iterdir() if aside.is_dir() else ():
         try:
             lock = os.open(workplace / "lock", os.O_RDWR)
@@ -315,3 +316,5 @@ def _remove_abandoned(aside: Path) -> None:
             shutil.rmtree(workplace, ignore_errors=True)
         finally:
             os.close(lock)
+    with suppress(OSError):  # there is none, or a live writer works there
+        aside.rmdir()

@@ -20,7 +20,7 @@ from featcache.backend import load_backend
 from featcache.cache import Cache, CachedStream, read_spec
 from featcache.catalogue import renew_catalogue
 from featcache.checkpoints import COMPUTE_DTYPES
-from featcache.commit import Stored, StreamWriter, store, workplace
+from featcache.commit import Stored, StreamWriter, remove_abandoned, store, workplace
 from featcache.errors import CacheError, ConfigError, FeatcacheError, StreamError
 from featcache.manifest import Manifest
 from featcache.plan import Input, Item, Plan, make_plan, stream_input
@@ -206,6 +206,7 @@ def extract(
             finally:
                 _renew_catalogue(cache, spec)
     else:
+        remove_abandoned(cache)
         _renew_catalogue(cache, spec)
     summary.changed = {name: why for name, why in plan.changed.items() if name not in summary.failures}
     return summary
