@@ -23,7 +23,7 @@ from featcache.streams.alignment import AlignmentStream
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def run() -> list[dict[str, object]]:
+def run(quick: bool = False) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         return list(_rows(Path(folder)))
 

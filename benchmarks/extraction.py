@@ -20,7 +20,7 @@ from featcache.streams.hidden_states import HiddenStates
 ROUNDS = 3
 
 
-def run() -> list[dict[str, object]]:
+def run(quick: bool = False) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest, seconds = _corpus(folder / "corpus")

@@ -24,7 +24,7 @@ from featcache.view import View
 LAYERS, DIM, FRAMES, WINDOWS, UTTERANCES = 25, 1024, 96, 64, 160
 
 
-def run() -> list[dict[str, object]]:
+def run(quick: bool = False) -> list[dict[str, object]]:
     folder = Path(tempfile.mkdtemp())
     try:
         streams = {name: _write(folder / name, name) for name in ("zarr", "hdf5")}

@@ -41,7 +41,7 @@ SPECS = (
 )
 
 
-def run() -> list[dict[str, object]]:
+def run(quick: bool = False) -> list[dict[str, object]]:
     folder = Path(tempfile.mkdtemp())
     try:
         task = _task(folder)

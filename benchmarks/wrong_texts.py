@@ -26,7 +26,7 @@ NOISES, NOISE_S = 120, 3.0
 STRICTER = {"phone_fit_nats": (-8.5, 1), "rushed_share": (0.3, -1)}
 
 
-def run() -> list[dict[str, object]]:
+def run(quick: bool = False) -> list[dict[str, object]]:
     if not DATA.is_dir():
         return [{"corpus": "none at hand", "text": "", "refused": "", "left by stricter": ""}]
     ravdess = registry.load("featcache.corpora", "ravdess", Corpus)().manifest(DATA / "ravdess")
