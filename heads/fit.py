@@ -7,9 +7,10 @@ end each fold takes the candidate that was best on its validation part, and scor
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import product
 from typing import Any
@@ -17,14 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from featcache.errors import ProtocolError
+from featcache.files import canonical_json
+from heads import threads
 from heads.folds import Fold
 from heads.head import Candidate, FitSettings, GradientHead, OnProgress, Outcome, Task
 from heads.inputs import Inputs
 from heads.layers import LayerMix
 from heads.members import Alone, Members, State
 from heads.metrics import ua, wa
+
+_STATE_FORMAT = 3
+_JOB_BYTES = 16 * 2**20
+_MAKING = threading.Lock()  # initial weights come from torch's one generator
 
 
 @dataclass
@@ -47,6 +55,7 @@ class Member:
     train: torch.Tensor
     validation: torch.Tensor
     test: torch.Tensor
+    _: KW_ONLY
     best: float = -math.inf
     best_step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -88,34 +97,64 @@ def fit(
     names = head.source(task).spec.layers
     inputs = head.inputs(task)
     variants = list(product(head.layers(len(names)), settings.learning_rate, settings.weight_decay))
-    members = [
-        _member(task, fold, {"layer": layer, "learning_rate": rate, "weight_decay": decay})
-        for fold in task.folds
-        for layer, rate, decay in variants
-    ]
-    groups = [members] if head.stacked else [[member] for member in members]
-    total = len(groups) * settings.steps
-    results: list[_Result] = []
-    for number, group in enumerate(groups):
-        before = number * settings.steps
-        job = _Job(head, task, settings, inputs, group, f"job-{number}")
-        results += job.run(partial(_report, on_progress, before, total))
+    device = torch.device(task.device)
+    works: list[threads.Work[list[_Result]]] = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        size = _job_size(head, task, len(variants))
+        for fold in task.folds:
+            parts = [torch.from_numpy(task.positions(part)) for part in fold.parts.values()]
+            members = [_member(fold, parts, *variant) for variant in variants]
+            for start in range(0, len(members), size):
+                works.append(partial(_work, head, task, settings, inputs, members[start : start + size]))
+        if head.stacked and device.type == "cpu":
+            done = threads.run(works, settings.steps, on_progress)
+        else:
+            total = len(works) * settings.steps
+            done = [
+                work(partial(_report, on_progress, number * settings.steps, total)) for number, work in enumerate(works)
+            ]
+    results = [result for group in done for result in group]
     return [_outcome(fold, [result for result in results if result.member.fold is fold], names) for fold in task.folds]
+
+
+def _job_size(head: GradientHead, task: Task, candidates: int) -> int:
+    """Return how many candidates of a fold train as one job.
+
+    They share their batches, which are read once for all. But what the optimiser reads and writes at each step is to
+    stay in the processor's cache, and there are to be jobs for all cores; a GPU wants as much at once as there is.
+    """
+    if not head.stacked:
+        return 1
+    if torch.device(task.device).type != "cpu":
+        return candidates
+    weights = sum(parameter.numel() for parameter in head.module(**head.shapes(task)).parameters())
+    most = max(1, _JOB_BYTES // (16 * weights))  # the weights, their gradient and two moments, each in 4 bytes
+    return -(-candidates // -(-candidates // most))
+
+
+def _member(fold: Fold, parts: Sequence[torch.Tensor], layer: int | None, rate: float, decay: float) -> Member:
+    return Member(fold, {"layer": layer, "learning_rate": rate, "weight_decay": decay}, *parts)
+
+
+def _work(
+    head: GradientHead,
+    task: Task,
+    settings: FitSettings,
+    inputs: Inputs,
+    members: Sequence[Member],
+    on_progress: Callable[[int], None],
+) -> list[_Result]:
+    with _MAKING:
+        job = _Job(head, task, settings, inputs, members)
+    return job.run(on_progress)
 
 
 def _report(on_progress: OnProgress, before: int, total: int, done: int) -> None:
     on_progress(before + done, total)
 
 
-def _member(task: Task, fold: Fold, settings: Mapping[str, Any]) -> Member:
-    train, validation, test = (
-        torch.from_numpy(task.positions(part)) for part in (fold.train, fold.validation, fold.test)
-    )
-    return Member(fold, settings, train, validation, test)
-
-
 class _Job:
-    """Members that train side by side."""
+    """Members that train side by side: candidates of one fold, or one of them."""
 
     def __init__(
         self,
@@ -124,23 +163,25 @@ class _Job:
         settings: FitSettings,
         inputs: Inputs,
         members: Sequence[Member],
-        name: str,
     ) -> None:
-        self._name = name
+        # What is kept of another version's jobs, or of other candidates side by side, is not taken up.
+        key = [_STATE_FORMAT, members[0].fold.name, [dict(member.settings) for member in members]]
+        self._name = hashlib.blake2b(canonical_json(key), digest_size=8).hexdigest()
+        self._head = head
         shapes = head.shapes(task)
         self._task, self._settings, self._inputs, self._list = task, settings, inputs, list(members)
-        modules = []
-        for member in self._list:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(settings.seed)
-                module = head.module(**shapes)
-            head.prepare(module, inputs, member.train, member.settings["layer"])
-            modules.append(module.to(task.device))
-        self._mix = next((name for name, block in modules[0].named_modules() if isinstance(block, LayerMix)), None)
-        self._module = modules[0]
-        self._members: Members | Alone = Members(modules) if head.stacked else Alone(modules[0])
-        self._labels = torch.from_numpy(task.labels).to(task.device)
+        self._fold = self._list[0]
         layers = [member.settings["layer"] for member in self._list]
+        modules: dict[int | None, nn.Module] = {}
+        for layer in dict.fromkeys(layers):
+            torch.manual_seed(settings.seed)
+            module = head.module(**shapes)
+            head.prepare(module, inputs, self._fold.train, layer)
+            modules[layer] = module.to(task.device)
+        self._module = modules[layers[0]]
+        self._mix = next((name for name, block in self._module.named_modules() if isinstance(block, LayerMix)), None)
+        self._members = Members([modules[layer] for layer in layers]) if head.stacked else Alone(self._module)
+        self._labels = torch.from_numpy(task.labels).to(task.device)
         self._layers = None if layers[0] is None else torch.tensor(layers)
         self._optimiser = self._members.optimiser(
             [member.settings["learning_rate"] for member in self._list],
@@ -148,64 +189,65 @@ class _Job:
             settings.gradient_clip,
         )
         self._windows = _generator(settings, f"{self._list[0].fold.name} windows")
-        self._class_weights = torch.stack([self._weigh(member) for member in self._list])
+        self._class_weights = self._weigh()
 
     def run(self, on_progress: Callable[[int], None]) -> list[_Result]:
         """Train, and score validation and test with each member's best weights."""
         settings = self._settings
         best = self._members.copy()
-        orders = [_Order(member, settings) for member in self._list]
+        order = Order(self._fold, settings)
         losses = torch.zeros(len(self._list), device=self._labels.device)
         since = 0
-        device = torch.device(self._task.device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(settings.seed)  # of dropout
-            done, waited, finished = self._resume(best, orders)
-            saved_s = time.monotonic()
-            on_progress(done)
-            for step in range(done + 1, 1 if finished else settings.steps + 1):
-                losses += self._step(torch.stack([order.next() for order in orders]))
-                since += 1
-                if step % settings.eval_every == 0 or step == settings.steps:
-                    better = self._evaluate(step, losses / since)
-                    self._members.keep(best, better)
-                    losses.zero_()
-                    since, waited = 0, 0 if better else waited + 1
-                    if settings.patience is not None and waited >= settings.patience:
-                        on_progress(settings.steps)
-                        break
-                    unfinished = self._task.unfinished
-                    if unfinished is not None and time.monotonic() - saved_s >= unfinished.every_s:
-                        unfinished.save(self._name, self._state(best, orders), self._facts(step, waited, False))
-                        saved_s = time.monotonic()
-                on_progress(step)
+        if not self._head.stacked:
+            torch.manual_seed(settings.seed)  # of dropout; several jobs at once draw no random numbers
+        done, waited, finished = self._resume(best, order)
+        saved_s = time.monotonic()
+        on_progress(done)
+        for step in range(done + 1, 1 if finished else settings.steps + 1):
+            losses += self._step(order.next())
+            since += 1
+            if step % settings.eval_every == 0 or step == settings.steps:
+                better = self._evaluate(step, losses / since, waited)
+                self._members.keep(best, better)
+                losses.zero_()
+                since = 0
+                waited = [0 if number in better else count + 1 for number, count in enumerate(waited)]
+                if settings.patience is not None and min(waited) >= settings.patience:
+                    on_progress(settings.steps)
+                    break
+                unfinished = self._task.unfinished
+                if unfinished is not None and time.monotonic() - saved_s >= unfinished.every_s:
+                    unfinished.save(self._name, self._state(best, order), self._facts(step, waited, False))
+                    saved_s = time.monotonic()
+            on_progress(step)
         if self._task.unfinished is not None and not finished:
             state = {f"best/{name}": value for name, value in best.items()}
             self._task.unfinished.save(self._name, state, self._facts(settings.steps, waited, True))
         self._members.load(best)
-        return [self._result(number) for number in range(len(self._list))]
+        return self._results()
 
-    def _state(self, best: State, orders: Sequence["_Order"]) -> State:
+    def _state(self, best: State, order: "Order") -> State:
         """Return all that the steps to come depend on."""
         state = {f"model/{name}": value for name, value in self._members.copy().items()}
         state |= {f"best/{name}": value for name, value in best.items()}
         state |= {f"optimiser/{name}": value for name, value in self._optimiser.state().items()}
-        for number, order in enumerate(orders):
-            state |= {f"order/{number}/left": order.left, f"order/{number}/random": order.generator.get_state()}
-        state |= {"windows": self._windows.get_state(), "dropout": torch.get_rng_state()}
-        if torch.device(self._task.device).type == "cuda":
-            state["dropout_cuda"] = torch.cuda.get_rng_state(self._task.device)
+        state |= {"order/left": order.left, "order/random": order.generator.get_state()}
+        state["windows"] = self._windows.get_state()
+        if not self._head.stacked:
+            state["dropout"] = torch.get_rng_state()
+            if torch.device(self._task.device).type == "cuda":
+                state["dropout_cuda"] = torch.cuda.get_rng_state(self._task.device)
         return state
 
-    def _facts(self, step: int, waited: int, finished: bool) -> dict[str, Any]:
+    def _facts(self, step: int, waited: Sequence[int], finished: bool) -> dict[str, Any]:
         members = [{"best": one.best, "best_step": one.best_step, "curve": one.curve} for one in self._list]
-        return {"step": step, "waited": waited, "finished": finished, "members": members}
+        return {"step": step, "waited": list(waited), "finished": finished, "members": members}
 
-    def _resume(self, best: State, orders: Sequence["_Order"]) -> tuple[int, int, bool]:
-        """Take up what was kept; return steps done, evaluations without a better one, and whether that is all."""
+    def _resume(self, best: State, order: "Order") -> tuple[int, list[int], bool]:
+        """Take up what was kept; return steps done, each one's evaluations since it was better, and if that is all."""
         kept = None if self._task.unfinished is None else self._task.unfinished.load(self._name)
         if kept is None:
-            return 0, 0, False
+            return 0, [0] * len(self._list), False
         state, facts = kept
         for member, known in zip(self._list, facts["members"], strict=True):
             member.best, member.best_step, member.curve = known["best"], known["best_step"], known["curve"]
@@ -214,56 +256,64 @@ class _Job:
         if not facts["finished"]:
             self._members.load(_below("model", state))
             self._optimiser.load(_below("optimiser", state))
-            for number, order in enumerate(orders):
-                order.left = state[f"order/{number}/left"]
-                order.generator.set_state(state[f"order/{number}/random"])
+            order.left = state["order/left"]
+            order.generator.set_state(state["order/random"])
             self._windows.set_state(state["windows"])
-            torch.set_rng_state(state["dropout"])
+            if "dropout" in state:
+                torch.set_rng_state(state["dropout"])
             if "dropout_cuda" in state:
                 torch.cuda.set_rng_state(state["dropout_cuda"], self._task.device)
         return facts["step"], facts["waited"], facts["finished"]
 
     def _step(self, indices: torch.Tensor) -> torch.Tensor:
-        """Take one optimiser step on ``(members, batch)`` utterances; return each member's loss, ``(members,)``."""
+        """Take one optimiser step on ``(batch,)`` utterances; return each member's loss, ``(members,)``."""
         self._members.train(True)
         labels = self._labels[indices.to(self._labels.device)]
-        batch = self._inputs.training_batch(indices, self._layers, self._windows)
+        batch = self._inputs.training_batch(indices[None], self._layers, self._windows)
         with self._precision():
             output = self._members(batch)
         logits, further = output if isinstance(output, tuple) else (output, 0.0)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        weights = self._class_weights.gather(1, labels)
-        losses = (loss * weights).sum(1) / weights.sum(1) + further
+        members = len(logits)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.repeat(members), reduction="none")
+        weights = self._class_weights[labels]
+        losses = loss.view(members, -1) @ (weights / weights.sum()) + further
         losses.sum().backward()  # a member's loss has no gradient in another member
         self._optimiser.step()
         return losses.detach()
 
-    def _evaluate(self, step: int, losses: torch.Tensor) -> list[int]:
-        """Score every member on validation; return those that are better than ever."""
+    def _evaluate(self, step: int, losses: torch.Tensor, waited: Sequence[int]) -> list[int]:
+        """Score every member on validation; return those that are better than ever, and had not run out of patience."""
+        patience = math.inf if self._settings.patience is None else self._settings.patience
         better = []
+        truth = self._truth(self._fold.validation)
+        probabilities = self._probabilities(self._fold.validation)
         for number, member in enumerate(self._list):
-            value = _metric(
-                self._settings, self._probabilities(number, member.validation), self._truth(member.validation)
-            )
+            value = _metric(self._settings, probabilities[number], truth)
             member.curve.append({"step": step, "loss": float(losses[number]), self._settings.select_by: value})
-            if value > member.best:
+            if value > member.best and waited[number] < patience:
                 member.best, member.best_step = value, step
                 better.append(number)
         return better
 
-    def _probabilities(self, number: int, positions: torch.Tensor) -> np.ndarray:
-        """Return ``(utterances, classes)`` float64 class probabilities of one member."""
+    def _probabilities(self, positions: torch.Tensor) -> np.ndarray:
+        """Return ``(members, utterances, classes)`` float64 class probabilities."""
         self._members.train(False)
-        layers = None if self._layers is None else self._layers[number : number + 1]
-        values = np.empty((len(positions), len(self._task.classes)))
+        values = np.empty((len(self._list), len(positions), len(self._task.classes)))
         with torch.no_grad(), self._precision():
             for chunk in self._inputs.chunks(positions):
-                batch, owners = self._inputs.scored(positions[chunk], layers)
-                logits = self._members.one(number, batch)
-                rows = torch.softmax(logits.double(), dim=1).cpu()
-                total = torch.zeros(len(chunk), rows.shape[1], dtype=torch.float64).index_add_(0, owners, rows)
-                values[chunk.numpy()] = (total / torch.bincount(owners, minlength=len(chunk))[:, None]).numpy()
+                logits, owners = self._logits(positions[chunk])
+                rows = torch.softmax(logits.double(), dim=2).cpu()
+                total = torch.zeros(len(rows), len(chunk), rows.shape[2], dtype=torch.float64)
+                total.index_add_(1, owners, rows)
+                values[:, chunk.numpy()] = (total / torch.bincount(owners, minlength=len(chunk))[:, None]).numpy()
         return values
+
+    def _logits(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``(members, rows, classes)`` to score utterances by, and the utterance of each row."""
+        if isinstance(self._members, Members):
+            return self._members(self._inputs.batch(positions[None], self._layers)), torch.arange(len(positions))
+        batch, owners = self._inputs.scored(positions, self._layers)
+        return self._members.one(batch)[None], owners
 
     def _precision(self) -> torch.autocast:
         device = torch.device(self._task.device).type
@@ -272,34 +322,40 @@ class _Job:
     def _truth(self, positions: torch.Tensor) -> np.ndarray:
         return self._task.labels[positions.numpy()]
 
-    def _result(self, number: int) -> _Result:
-        member = self._list[number]
-        state = {name: value.detach().cpu().numpy().copy() for name, value in self._members.state(number).items()}
-        layer_weights = None
-        if self._mix is not None:
-            mix = self._module.get_submodule(self._mix)
-            alpha = self._members.state(number)[f"{self._mix}.alpha"]
-            with torch.no_grad():
-                layer_weights = torch.func.functional_call(mix, {"alpha": alpha}, (torch.eye(len(alpha))[None],))
-            layer_weights = layer_weights[0].cpu().numpy()
-        test = self._probabilities(number, member.test)
-        return _Result(
-            member,
-            self._probabilities(number, member.validation),
-            test,
-            _metric(self._settings, test, self._truth(member.test)),
-            state,
-            layer_weights,
-        )
+    def _results(self) -> list[_Result]:
+        """Return what each member gave with the weights that it has now."""
+        validation, test = (self._probabilities(part) for part in (self._fold.validation, self._fold.test))
+        truth = self._truth(self._fold.test)
+        return [
+            _Result(
+                member,
+                validation[number],
+                test[number],
+                _metric(self._settings, test[number], truth),
+                {name: value.detach().cpu().numpy().copy() for name, value in self._members.state(number).items()},
+                self._layer_weights(number),
+            )
+            for number, member in enumerate(self._list)
+        ]
 
-    def _weigh(self, member: Member) -> torch.Tensor:
+    def _layer_weights(self, number: int) -> np.ndarray | None:
+        """Return what each layer contributes in one member, ``(layers,)``; None where nothing mixes layers."""
+        if self._mix is None:
+            return None
+        mix = self._module.get_submodule(self._mix)
+        alpha = self._members.state(number)[f"{self._mix}.alpha"]
+        with torch.no_grad():
+            weights = torch.func.functional_call(mix, {"alpha": alpha}, (torch.eye(len(alpha))[None],))
+        values: np.ndarray = weights[0].cpu().numpy()
+        return values
+
+    def _weigh(self) -> torch.Tensor:
         """Return ``(classes,)`` weights of the loss."""
         num_classes = len(self._task.classes)
-        counts = torch.bincount(self._labels.cpu()[member.train], minlength=num_classes).float()
-        weights = (
-            counts.sum() / (num_classes * counts.clamp(min=1)) if self._settings.balanced else torch.ones(num_classes)
-        )
-        return weights.to(self._labels.device)
+        if not self._settings.balanced:
+            return torch.ones(num_classes, device=self._labels.device)
+        counts = torch.bincount(self._labels.cpu()[self._fold.train], minlength=num_classes).float()
+        return (counts.sum() / (num_classes * counts.clamp(min=1))).to(self._labels.device)
 
 
 def _below(name: str, state: State) -> State:
@@ -307,7 +363,7 @@ def _below(name: str, state: State) -> State:
     return {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
 
 
-class _Order:
+class Order:
     """Batches of one member: one shuffled pass over its training part after another.
 
     Attributes:

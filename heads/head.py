@@ -38,8 +38,8 @@ class FitSettings:
         weight_decay: decoupled (AdamW); one or several.
         gradient_clip: largest norm of a model's gradient; None is no bound.
         eval_every: steps between evaluations on validation; the best one's weights are kept.
-        patience: stop a job after so many evaluations in a row at which none of its members, the models trained
-            side by side, was better than ever before; None never stops early.
+        patience: a model that was not better than ever before at so many evaluations in a row is done, even if it
+            trains on beside others; None never stops early.
         select_by: metric on validation that chooses weights and candidates: ``"ua"`` or ``"wa"``.
         balanced: weigh classes by the inverse of their frequency in train.
         precision: what modules compute in; ``"bfloat16"`` is mixed precision: weights, losses and the optimiser stay
@@ -231,8 +231,8 @@ class GradientHead(Head, Generic[InputsT]):
     """A head that is a module, trained by :func:`heads.fit.fit`.
 
     Attributes:
-        stacked: whether members (folds, candidates) train side by side as one job, by ``torch.vmap``. A module
-            with recurrent layers or batch norm trains alone.
+        stacked: whether a fold's candidates train side by side as one job, by ``torch.vmap``, and jobs in threads. A
+            module with recurrent layers, batch norm or dropout (threads share one generator) trains alone.
     """
 
     stacked: ClassVar[bool]

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
-from featcache.view import View
+from featcache.view import Buffer, View
 from heads.layers import Standardise
 
 _EVAL_BATCH = 256
 _EVAL_BYTES = 256 * 2**20
+_CACHED_BYTES = 4 * 2**20
 
 
 class Inputs(ABC):
@@ -20,11 +21,11 @@ class Inputs(ABC):
         """Return what modules take, for several members at once.
 
         Args:
-            indices: ``(members, batch)`` positions in the task's ids.
+            indices: ``(1, batch)`` positions in the task's ids; members of a job share their batches.
             layers: ``(members,)`` the one layer each member reads; None is all layers.
 
         Returns:
-            Tensors whose first two axes are members and batch.
+            Tensors whose first two axes are members and batch; 1 member stands for all where they read the same.
         """
 
     def training_batch(
@@ -65,15 +66,26 @@ class StatsInputs(Inputs):
     """The stats tier: ``(utterances, layers, dim)`` of the mean, or of mean and standard deviation joined."""
 
     def __init__(self, view: View, with_std: bool) -> None:
-        mean, std = view.stats()
-        self.values = torch.cat([mean, std], dim=-1) if with_std else mean
+        if with_std:
+            self.values = torch.cat(view.stats(), dim=-1)
+        else:
+            mean = view.array("mean")
+            self.values = mean if view.layers == list(range(mean.shape[1])) else mean[:, view.layers]
 
     def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """Return ``(members, batch, layers, dim)``, or ``(members, batch, dim)`` of one layer each."""
-        indices = indices.to(self.values.device)
+        """Return ``(1, batch, layers, dim)``, or ``(members, batch, dim)`` of one layer each."""
+        # By index_select, which copies rows whole and in parallel; indexing by tensors goes element by element.
+        chosen = indices[0].to(self.values.device)
         if layers is None:
-            return (self.values[indices],)
-        return (self.values[indices, layers.to(self.values.device)[:, None]],)
+            return (self.values.index_select(0, chosen)[None],)
+        count = self.values.shape[1]
+        rows = (layers.to(chosen.device)[:, None] + count * chosen).flatten()
+        return (self.values.flatten(0, 1).index_select(0, rows).view(len(layers), len(chosen), -1),)
+
+    def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return utterances in order, as many together as a processor's cache holds."""
+        row_bytes = 4 * self.values[0].numel()
+        return torch.arange(len(positions)).split(max(1, _CACHED_BYTES // row_bytes))
 
     def standardise(self, module: Standardise, train: torch.Tensor, layer: int | None) -> None:
         """Give a module the mean and standard deviation over a training part, of one layer or of each."""
@@ -83,14 +95,18 @@ class StatsInputs(Inputs):
 
 
 class FrameInputs(Inputs):
-    """Whole utterances, padded: ``(1, batch, layers, frames, dim)`` and lengths ``(1, batch)``; one member only."""
+    """Whole utterances, padded: ``(1, batch, layers, frames, dim)`` and lengths ``(1, batch)``; one member only.
+
+    A batch is valid until the next one is read, which lies in the same memory.
+    """
 
     def __init__(self, view: View) -> None:
         self.view = view
+        self.buffer = Buffer()
 
     def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Return frames and lengths of the one member's batch."""
-        frames, lengths = self.view.padded(indices[0])
+        frames, lengths = self.view.padded(indices[0], self.buffer)
         return frames[None], lengths[None]
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -1,16 +1,22 @@
 """Members of a job: models of one shape that train side by side, each with its own weights and settings.
 
-Small heads spend their time on overhead, not on arithmetic. Stacked along a member axis, folds x layers x learning
-rates cost little more than one model; the numbers are those of each trained alone (a test pins it down to 1e-5).
+Small heads spend their time on overhead, not on arithmetic. Stacked along a member axis, the candidates of a fold
+(layers x learning rates x weight decays) read each batch once and cost little more than one model; the numbers are
+those of each trained alone (a test pins it down to 1e-5).
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
+from featcache.errors import ConfigError
+
 State = dict[str, torch.Tensor]
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Members:
@@ -18,14 +24,23 @@ class Members:
 
     Args:
         modules: one for each member. With several, their forward pass is vectorised by ``torch.vmap``.
+
+    Raises:
+        ConfigError: they draw random numbers, of which several jobs at once have one generator.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
+        if any(isinstance(block, nn.modules.dropout._DropoutNd) for block in modules[0].modules()):
+            raise ConfigError(
+                "A module with dropout cannot train side by side with others: set the head's stacked to False."
+            )
         self._module = modules[0]
         parameters, buffers = stack_module_state(list(modules))
         self._parameters: State = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        self._buffers: State = buffers
-        self._names = list(self._parameters)
+        # What is the same for all is kept once, or it would make a copy of the batch for each member.
+        self._buffers: State = {
+            name: value[:1].clone() if bool((value == value[:1]).all()) else value for name, value in buffers.items()
+        }
         self.size = len(modules)
 
     @property
@@ -38,40 +53,40 @@ class Members:
         self._module.train(mode)
 
     def __call__(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return logits ``(members, batch, classes)`` of a batch whose first axis is the members."""
+        """Return logits ``(members, batch, classes)`` of a batch whose first axis is the members, or 1 for all."""
         if self.size == 1:
-            return self.one(0, tuple(item[0] for item in batch))[None]
+            state = {name: value[0] for name, value in (self._parameters | self._buffers).items()}
+            logits: torch.Tensor = functional_call(self._module, state, tuple(item[0] for item in batch))
+            return logits[None]
 
         def forward(parameters: State, buffers: State, *items: torch.Tensor) -> torch.Tensor:
             return functional_call(self._module, (parameters, buffers), items)
 
-        return torch.vmap(forward, randomness="different")(self._parameters, self._buffers, *batch)
-
-    def one(self, member: int, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return logits ``(batch, classes)`` of one member."""
-        logits: torch.Tensor = functional_call(self._module, self.state(member), batch)
-        return logits
+        buffers = {name: _axis(value) for name, value in self._buffers.items()}
+        items = [_axis(item) for item in batch]
+        in_dims = (0, {name: axis for name, (_, axis) in buffers.items()}, *(axis for _, axis in items))
+        given = {name: value for name, (value, _) in buffers.items()}
+        return torch.vmap(forward, in_dims)(self._parameters, given, *(item for item, _ in items))
 
     def optimiser(
         self, learning_rate: Sequence[float], weight_decay: Sequence[float], gradient_clip: float | None
     ) -> "MemberAdamW":
         """Return what updates the members, each with its own rate and decay."""
-        device = self.parameters[0].device
-        rates, decays = (torch.tensor(values, device=device) for values in (learning_rate, weight_decay))
-        return MemberAdamW(self.parameters, rates, decays, gradient_clip)
+        return MemberAdamW(self.parameters, learning_rate, weight_decay, gradient_clip)
 
     def state(self, member: int) -> State:
         """Return one member's parameters and buffers, views of the stacked ones."""
-        return {name: value[member] for name, value in (self._parameters | self._buffers).items()}
+        own = {name: value[member] for name, value in self._parameters.items()}
+        return own | {name: value[member if len(value) > 1 else 0] for name, value in self._buffers.items()}
 
     def copy(self) -> State:
         """Return copies of all stacked parameters and buffers."""
         return {name: value.detach().clone() for name, value in (self._parameters | self._buffers).items()}
 
     def keep(self, best: State, members: Sequence[int]) -> None:
-        """Copy what some members are now into `best`."""
+        """Copy what some members are now into `best`; buffers do not change in training."""
         rows = torch.tensor(list(members), dtype=torch.int64, device=self.parameters[0].device)
-        for name, value in (self._parameters | self._buffers).items():
+        for name, value in self._parameters.items():
             best[name][rows] = value.detach()[rows]
 
     def load(self, state: State) -> None:
@@ -79,6 +94,11 @@ class Members:
         with torch.no_grad():
             for name, value in (self._parameters | self._buffers).items():
                 value.copy_(state[name])
+
+
+def _axis(values: torch.Tensor) -> tuple[torch.Tensor, int | None]:
+    """Return values for ``torch.vmap``, and the axis of the members: none where all share them."""
+    return (values[0], None) if len(values) == 1 else (values, 0)
 
 
 class Alone:
@@ -103,8 +123,8 @@ class Alone:
         output = self._module(*(item[0] for item in batch))
         return (output[0][None], output[1][None]) if isinstance(output, tuple) else output[None]
 
-    def one(self, member: int, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return logits ``(batch, classes)``."""
+    def one(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return logits ``(batch, classes)`` of a batch without the members' axis."""
         logits: torch.Tensor = self._module(*batch)
         return logits
 
@@ -154,7 +174,7 @@ class AloneAdamW:
     def load(self, state: State) -> None:
         """Become what :meth:`state` returned."""
         for number, parameter in enumerate(self._parameters):
-            own = {name: state[f"{number}/{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+            own = {name: state[f"{number}/{name}"] for name in _MOMENTS}
             device = parameter.device
             self._optimiser.state[parameter] = {name: value.to(device) for name, value in own.items()}
 
@@ -167,72 +187,67 @@ class AloneAdamW:
 
 
 class MemberAdamW:
-    """AdamW (Loshchilov & Hutter 2019), as ``torch.optim.AdamW``, with a rate and a decay for each member.
+    """``torch.optim.AdamW``, fused, with a rate, a decay and a bound on the gradient's norm for each member.
 
     Args:
         parameters: each ``(members, ...)``.
-        learning_rate: ``(members,)``.
-        weight_decay: ``(members,)``.
+        learning_rate: of each member.
+        weight_decay: of each member.
         gradient_clip: largest norm of one member's gradient over all of its parameters; None is no bound.
     """
 
     def __init__(
         self,
         parameters: Sequence[torch.Tensor],
-        learning_rate: torch.Tensor,
-        weight_decay: torch.Tensor,
+        learning_rate: Sequence[float],
+        weight_decay: Sequence[float],
         gradient_clip: float | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
     ) -> None:
         self._parameters = list(parameters)
-        self._rate = learning_rate[:, None]
-        self._decay = weight_decay[:, None]
         self._clip = gradient_clip
-        self._betas = betas
-        self._eps = eps
-        self._step = 0
-        self._first = [torch.zeros_like(_rows(parameter)) for parameter in self._parameters]
-        self._second = [torch.zeros_like(_rows(parameter)) for parameter in self._parameters]
+        # Neighbours of the same settings are updated as one tensor.
+        settings = list(zip(learning_rate, weight_decay, strict=True))
+        runs = [list(run) for _, run in groupby(range(len(settings)), key=lambda member: settings[member])]
+        self._sizes = [len(run) for run in runs]
+        self._views = [parameter.detach().split(self._sizes) for parameter in self._parameters]
+        self._optimiser = torch.optim.AdamW(
+            [
+                {"params": list(views), "lr": settings[run[0]][0], "weight_decay": settings[run[0]][1]}
+                for run, views in zip(runs, zip(*self._views, strict=True), strict=True)
+            ],
+            fused=True,
+        )
 
     def state(self) -> State:
         """Return all that later steps depend on."""
-        moments = {"first": self._first, "second": self._second}
-        named = {f"{number}/{name}": value for name, all_ in moments.items() for number, value in enumerate(all_)}
-        return named | {"step": torch.tensor(self._step)}
+        return {
+            f"{number}/{run}/{name}": value
+            for number, views in enumerate(self._views)
+            for run, view in enumerate(views)
+            for name, value in self._optimiser.state[view].items()
+        }
 
     def load(self, state: State) -> None:
         """Become what :meth:`state` returned."""
-        self._step = int(state["step"])
-        for name, moments in {"first": self._first, "second": self._second}.items():
-            for number, value in enumerate(moments):
-                value.copy_(state[f"{number}/{name}"])
+        for number, views in enumerate(self._views):
+            for run, view in enumerate(views):
+                self._optimiser.state[view] = {
+                    name: state[f"{number}/{run}/{name}"].to(view.device) for name in _MOMENTS
+                }
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter by its gradient, and clear the gradients."""
-        self._step += 1
-        beta1, beta2 = self._betas
-        gradients = [_rows(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if self._clip is not None:
             # As torch.nn.utils.clip_grad_norm_ does.
-            norm = torch.stack([gradient.square().sum(1) for gradient in gradients]).sum(0).sqrt()
-            factor = (self._clip / (norm + 1e-6)).clamp(max=1.0)[:, None]
+            norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+            factor = (self._clip / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
-                gradient.mul_(factor)
-        correction1, correction2 = 1 - beta1**self._step, 1 - beta2**self._step
-        for parameter, gradient, first, second in zip(
-            self._parameters, gradients, self._first, self._second, strict=True
-        ):
-            values = _rows(parameter)
-            values.mul_(1 - self._rate * self._decay)
-            first.lerp_(gradient, 1 - beta1)
-            second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            denominator = (second / correction2).sqrt_().add_(self._eps)
-            values.sub_(first / denominator * (self._rate / correction1))
+                gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
+        for views, gradient in zip(self._views, gradients, strict=True):
+            for view, own in zip(views, gradient.split(self._sizes), strict=True):
+                view.grad = own
+        self._optimiser.step()
+        for parameter in self._parameters:
             parameter.grad = None
-
-
-def _rows(values: torch.Tensor) -> torch.Tensor:
-    """Return ``(members, all the rest)`` of a contiguous tensor, as a view."""
-    return values.view(len(values), -1)

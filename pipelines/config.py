@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,28 @@ class TrainConfig:
         for name in ("device", "place"):
             values.pop(name)
         return hashlib.sha256(canonical_json([values, *context])).hexdigest()[:16]
+
+
+def seeded(config: TrainConfig, folder: Path, seeds: str | None) -> list[tuple[Path, TrainConfig]]:
+    """Return the run folder and configuration of each of some seeds; of the configuration's own for None.
+
+    Args:
+        config: what is trained.
+        folder: the run folder; with seeds, where one for each is made.
+        seeds: whole numbers with commas between.
+
+    Raises:
+        ConfigError: they are not that, or one occurs twice.
+    """
+    if seeds is None:
+        return [(folder, config)]
+    try:
+        numbers = [int(text) for text in seeds.split(",")]
+    except ValueError:
+        raise ConfigError(f"Seeds are whole numbers with commas between, such as 0,1,2; got {seeds!r}.") from None
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"A seed occurs twice in {seeds!r}: its run would be the same.")
+    return [(folder / f"seed-{seed}", replace(config, fit=replace(config.fit, seed=seed))) for seed in numbers]
 
 
 def preset_names() -> list[str]:

@@ -74,8 +74,9 @@ def _blocks(head: GradientHead, shapes: Mapping[str, int]) -> str:
             hook.remove()
     rows = [("block", "kind", "output for 2", "parameters")]
     for name, block in module.named_modules():
-        if name and name.count(".") < _DEPTH:
-            rows.append((name, type(block).__name__, outputs.get(name, ""), f"{_parameters(block):,}"))
+        if name and name.count(".") < _DEPTH and not isinstance(block, nn.Identity):
+            output = outputs.get(name, "in what is around it")  # which uses its weights and does not call it
+            rows.append((name, type(block).__name__, output, f"{_parameters(block):,}"))
     given = " and ".join(_shape(item) for item in batch)
     rows.append(("all", type(module).__name__, outputs.get("", ""), f"{_parameters(module):,}"))
     return f"given {given}:\n\n{table(rows)}"

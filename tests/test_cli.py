@@ -73,6 +73,31 @@ def manifest(tmp_path: Path) -> Path:
     return folder / "manifest.jsonl"
 
 
+def test_several_seeds_are_a_run_each_and_their_spread_is_told(tmp_path: Path, manifest: Path) -> None:
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    call("extract", manifest, "--cache", cache, "--stream", "log_mel")
+    train = [
+        "train-heads", manifest, "--cache", cache, "--stream", "log_mel", "--head", "linear_probe",
+        "--folds", "random:3", "--set", "fit.steps=6", "--set", "fit.eval_every=3", "--out", run,
+    ]  # fmt: skip
+    output = call(*train, "--seeds", "3,1")
+    assert sorted(path.name for path in run.iterdir()) == ["seed-1", "seed-3"]
+    means = {seed: read_run(run / f"seed-{seed}").metrics["mean"]["ua"] for seed in (3, 1)}
+    *_, header, three, one, spread = [
+        line for line in output.splitlines() if line.strip() and not set(line) <= set("- ")
+    ]
+    assert header.split()[0] == "seed"
+    for seed, line in ((3, three), (1, one)):
+        assert line.split()[0] == str(seed)
+        assert line.split()[2] == f"{100 * means[seed]:.1f}"
+        assert read_run(run / f"seed-{seed}").config["fit"]["seed"] == seed  # type: ignore[index]
+    mean, std = 50 * (means[3] + means[1]), 100 * abs(means[3] - means[1]) / 2**0.5
+    assert f"{mean:.1f} ± {std:.1f}" in spread
+    assert call(*train, "--seeds", "3").count("Already there") == 1
+    assert "whole numbers with commas between, such as 0,1,2; got '1;2'" in failure(*train, "--seeds", "1;2")
+    assert "A seed occurs twice in '1,2,1'" in failure(*train, "--seeds", "1,2,1")
+
+
 def test_from_recordings_to_scores_metrics_and_fusion(tmp_path: Path, manifest: Path) -> None:
     cache, run = tmp_path / "cache", tmp_path / "run"
     output = call("extract", manifest, "--cache", cache, "--stream", "log_mel", "--stream", "ge2e_states")

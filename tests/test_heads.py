@@ -141,14 +141,11 @@ def test_members_side_by_side_equal_each_trained_alone(task: Task) -> None:
 def test_the_stacked_optimiser_equals_torchs_adamw_with_clipping() -> None:
     torch.manual_seed(0)
     start = [torch.randn(3, 4, 2), torch.randn(3, 5)]
-    rates, decays = torch.tensor([1e-1, 1e-2, 1e-3]), torch.tensor([0.0, 0.1, 0.5])
+    rates, decays = [1e-1, 1e-2, 1e-2], [0.0, 0.1, 0.1]
     stacked = [value.clone().requires_grad_() for value in start]
     ours = MemberAdamW(stacked, rates, decays, gradient_clip=1.0)
     alone = [[value[member].clone().requires_grad_() for value in start] for member in range(3)]
-    theirs = [
-        torch.optim.AdamW(alone[member], lr=float(rates[member]), weight_decay=float(decays[member]))
-        for member in range(3)
-    ]
+    theirs = [torch.optim.AdamW(alone[member], lr=rates[member], weight_decay=decays[member]) for member in range(3)]
     for _ in range(25):
         targets = [torch.randn(3, 4, 2), torch.randn(3, 5)]
         sum(((value - goal) ** 2).sum() for value, goal in zip(stacked, targets, strict=True)).backward()
@@ -256,9 +253,11 @@ def test_whole_utterances_are_evaluated_in_batches_of_bounded_size(task: Task, m
 
 
 def test_stats_are_evaluated_in_order(task: Task) -> None:
-    chunks = StatsInputs(View(task.streams["toy"], task.ids), with_std=False).chunks(torch.arange(600))
-    assert [len(chunk) for chunk in chunks] == [256, 256, 88]
-    assert torch.cat(list(chunks)).tolist() == list(range(600))
+    inputs = StatsInputs(View(task.streams["toy"], task.ids), with_std=False)
+    row_bytes = 4 * LAYERS * DIM
+    chunks = inputs.chunks(torch.arange(100_000))
+    assert {len(chunk) * row_bytes <= 4 * 2**20 < (len(chunk) + 1) * row_bytes for chunk in chunks[:-1]} == {True}
+    assert torch.cat(list(chunks)).tolist() == list(range(100_000))
 
 
 def test_masked_mean_counts_only_real_frames() -> None:
@@ -313,7 +312,7 @@ def test_patience_stops_a_run_that_no_longer_improves(task: Task) -> None:
     settings = FitSettings(steps=1000, eval_every=5, patience=2, learning_rate=(0.05,))
     fit(LayerMixHead(), task, settings, lambda done, _: steps.append(done))
     assert len(steps) < 500
-    assert steps[-1] == 1000
+    assert steps[-1] == 1000 * len(task.folds)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])

@@ -75,7 +75,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
             head.train(kept, SETTINGS, stop_at(stop))
         except KeyboardInterrupt:
             interrupted += 1
-    assert interrupted or head.stacked  # which is one job of 30 steps
+    assert interrupted
     torch.manual_seed(99)  # what is random elsewhere has no part
     same(head.train(kept, SETTINGS, lambda *_: None), whole)
 

@@ -27,6 +27,7 @@ from featcache.cache import CachedStream
 from featcache.errors import ConfigError, ProtocolError, StreamError
 from featcache.manifest import Utterance
 from featcache.speakers import speaker_means
+from featcache.view import Buffer
 from heads.head import CodeShape, GradientHead, Task, features_of
 from heads.inputs import Inputs
 from heads.layers import LayerMix
@@ -205,7 +206,7 @@ class EncoderDecoder(GradientHead["WindowInputs"]):
 
 @dataclass
 class WindowInputs(Inputs):
-    """Windows of all utterances of a task.
+    """Windows of all utterances of a task. A batch is valid until the next is read, which lies in the same memory.
 
     An utterance has as many frames as the shortest of its streams has at the rate of the log-mels.
 
@@ -227,6 +228,7 @@ class WindowInputs(Inputs):
     def __post_init__(self) -> None:
         names = [name for name in self.roles if name != "speaker"]
         self._views = {name: self.task.view(self.roles[name]) for name in names}
+        self._buffers = {name: Buffer() for name in names}
         self._ratios = {name: self._ratio(name) for name in names}
         counts = torch.stack([self._views[name].lengths // self._ratios[name] for name in names])
         self.lengths = counts.min(dim=0).values
@@ -288,16 +290,18 @@ class WindowInputs(Inputs):
     def _window(self, name: str, chosen: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         """Return ``(batch, layers, window, dim)`` at the rate of the log-mels; zeros behind the utterance."""
         ratio = self._ratios[name]
-        frames, _ = self._views[name].windows(chosen, starts * ratio, self.window * ratio)
+        frames, _ = self._views[name].windows(chosen, starts * ratio, self.window * ratio, self._buffers[name])
         batch, layers, _, dim = frames.shape
         if ratio > 1:
             frames = frames.view(batch, layers, self.window, ratio, dim).mean(dim=3)
-        inside = self._inside(chosen, starts).to(frames.device)
-        return frames if bool(inside.all()) else frames * inside[:, None, :, None]
+        left = self.lengths[chosen] - starts
+        for row in torch.nonzero(left < self.window)[:, 0].tolist():
+            frames[row, :, left[row] :] = 0  # where this stream goes on, and another one has ended
+        return frames
 
     def _phones(self, chosen: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         """Return ``(batch, window, phones)`` one-hot; zeros behind the utterance, where nothing is spoken."""
-        ids, _ = self._views["phones"].windows(chosen, starts, self.window)
+        ids, _ = self._views["phones"].windows(chosen, starts, self.window, self._buffers["phones"])
         one_hot = F.one_hot(ids[:, 0, :, 0].long(), len(self.roles["phones"].spec.settings["inventory"])).float()
         return one_hot * self._inside(chosen, starts).to(one_hot.device)[..., None]
 

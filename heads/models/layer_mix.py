@@ -9,7 +9,7 @@ from the stats tier, whose bytes are those of four float16 frames an utterance.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from heads.head import GradientHead, Task
 from heads.inputs import StatsInputs
 from heads.layers import LayerMix as Mix
-from heads.layers import Standardise
+from heads.layers import Standardise, linear
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class LayerMix(GradientHead[StatsInputs]):
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh module: ``(batch, layers, dim)`` to logits ``(batch, classes)``."""
         size = dim * (2 if self.std else 1)
-        return nn.Sequential(
-            Standardise(num_layers, size),
+        return LayerMixModule(
+            Standardise(num_layers, size) if self.standardise else nn.Identity(),
             Mix(num_layers, self.weighting),
             nn.Linear(size, self.projector_dim),
             nn.Linear(self.projector_dim, num_classes),
@@ -62,5 +62,20 @@ class LayerMix(GradientHead[StatsInputs]):
     def prepare(self, module: nn.Module, inputs: StatsInputs, train: torch.Tensor, layer: int | None) -> None:
         """Take the training part's mean and standard deviation."""
         block = module.get_submodule("0")
-        if self.standardise and isinstance(block, Standardise):
+        if isinstance(block, Standardise):
             inputs.standardise(block, train, layer)
+
+
+class LayerMixModule(nn.Sequential):
+    """The network of :class:`LayerMix`, with the product of its two linear maps taken first.
+
+    The same function and gradients as one map after the other, from a sixth of the operations with 32 rows, 1024 x 256
+    and 4 classes, since the gradient of the projection has no more than the rank of the classes.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map ``(batch, layers, dim)`` to logits ``(batch, classes)``."""
+        project, classify = cast(nn.Linear, self[2]), cast(nn.Linear, self[3])
+        mixed = self[1](self[0](hidden))
+        bias = classify.bias + classify.weight @ project.bias
+        return linear(mixed, classify.weight @ project.weight, bias)

@@ -13,7 +13,7 @@ from torch import nn
 
 from heads.head import GradientHead, Task, chosen_layers
 from heads.inputs import StatsInputs
-from heads.layers import Standardise
+from heads.layers import Classify, Standardise
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LinearProbe(GradientHead[StatsInputs]):
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh probe: ``(batch, dim)`` to logits ``(batch, classes)``."""
         size = dim * (2 if self.std else 1)
-        return nn.Sequential(Standardise(size), nn.Linear(size, num_classes))
+        return nn.Sequential(Standardise(size), Classify(size, num_classes))
 
     def example(self, shapes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
         """Return zeros in the form of a batch: one layer's mean, and its std where that is read."""

@@ -132,7 +132,7 @@ class FixedInputs(FrameInputs):
 
     def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Return frames and lengths of the one member's batch."""
-        frames, lengths = self.view.windows(indices[0], torch.zeros_like(indices[0]), self.length)
+        frames, lengths = self.view.windows(indices[0], torch.zeros_like(indices[0]), self.length, self.buffer)
         return frames[None], lengths[None]
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
