@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from featcache import registry
+from featcache.maps import fetch
 
 CHUNK_FRAMES = 32
 """Frames in a chunk. A random window of 96 frames then touches 127 on average: 1.3 times what it needs."""
@@ -28,7 +29,8 @@ class PartFile(ABC):
     def frames(self, start: int, stop: int, layers: Sequence[int] | None = None) -> np.ndarray:
         """Return frames `start` to `stop` of the chosen layers, ``(layers, frames, dim)``, as stored.
 
-        The result may be a read-only view of the file where the layout allows it.
+        Where the layout allows it, consecutive layers are a read-only view of the file: nothing is copied, and the
+        bytes are on their way from the disk where they have to come from there. Other layers are a copy.
         """
 
     @abstractmethod
@@ -54,6 +56,22 @@ class PartFile(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release files and maps."""
+
+
+def as_slice(layers: Sequence[int] | None) -> slice | None:
+    """Return consecutive layers as a slice, None (all) among them; None where they do not follow each other."""
+    if layers is None:
+        return slice(None)
+    first = layers[0] if layers else 0
+    return slice(first, first + len(layers)) if list(layers) == list(range(first, first + len(layers))) else None
+
+
+def mapped_window(frames: np.ndarray, start: int, stop: int, layers: Sequence[int] | None) -> np.ndarray:
+    """Return what :meth:`PartFile.frames` does, of frames that are mapped."""
+    consecutive = as_slice(layers)
+    if consecutive is not None:
+        return fetch(frames[consecutive, start:stop])
+    return np.concatenate([fetch(frames[layer : layer + 1, start:stop]) for layer in layers or ()])
 
 
 class Backend(ABC):

@@ -5,6 +5,7 @@ project maps the block into memory. The default library version is kept: files w
 do not open again after a kill.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 import h5py
 import numpy as np
 
-from featcache.backend import CHUNK_FRAMES, Backend, PartFile
+from featcache.backend import CHUNK_FRAMES, Backend, PartFile, as_slice, mapped_window
 from featcache.hdf5_file import create
 from featcache.maps import map_array
 
@@ -52,21 +53,21 @@ class Hdf5Part(PartFile):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._map: np.ndarray | None = None
+        self._frames: np.ndarray | h5py.Dataset | None = None
         self._file: h5py.File | None = None
 
     def frames(self, start: int, stop: int, layers: Sequence[int] | None = None) -> np.ndarray:
-        """Return ``(layers, frames, dim)``: a view for all layers or one, a copy for several."""
-        frames = self._frames()
-        if isinstance(frames, h5py.Dataset):
-            # h5py selects increasing indices only, so other orders are read one layer at a time.
-            chosen = range(frames.shape[0]) if layers is None else layers
-            return np.stack([frames[layer, start:stop] for layer in chosen])
-        if layers is None:
-            return frames[:, start:stop]
-        if len(layers) == 1:
-            return frames[layers[0] : layers[0] + 1, start:stop]
-        return frames[list(layers), start:stop]
+        """Return ``(layers, frames, dim)``: a view where layers are consecutive, unless they are compressed."""
+        if self._frames is None:
+            self._frames = self._open_frames()
+        frames = self._frames
+        if not isinstance(frames, h5py.Dataset):
+            return mapped_window(frames, start, stop, layers)
+        consecutive = as_slice(layers)
+        if consecutive is not None:
+            return np.asarray(frames[consecutive, start:stop])
+        # h5py selects increasing indices only, so other orders are read one layer at a time.
+        return np.stack([frames[layer, start:stop] for layer in layers or ()])
 
     def array(self, name: str) -> np.ndarray:
         """Return an array whole."""
@@ -95,23 +96,25 @@ class Hdf5Part(PartFile):
 
     def close(self) -> None:
         """Close the file and drop the map."""
-        self._map = None
+        self._frames = None
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _frames(self) -> "np.ndarray | h5py.Dataset":
-        if self._map is not None:
-            return self._map
-        if self._file is not None:
-            return self._file["frames"]
-        file = h5py.File(self._path, "r")
-        dataset = file["frames"]
-        offset = dataset.id.get_offset()
+    def _open_frames(self) -> "np.ndarray | h5py.Dataset":
+        with self._path.open("rb", buffering=0) as raw:
+            _read_nothing_ahead(raw.fileno())  # nor, what Linux would go on with, in the map
+            with h5py.File(raw, "r") as file:
+                dataset = file["frames"]
+                offset, shape, dtype = dataset.id.get_offset(), dataset.shape, dataset.dtype
         if offset is None:
-            self._file = file
-            return dataset
-        shape, dtype = dataset.shape, dataset.dtype
-        file.close()
-        self._map = map_array(self._path, dtype, shape, offset)
-        return self._map
+            self._file = h5py.File(self._path, "r")
+            _read_nothing_ahead(self._file.id.get_vfd_handle())
+            return self._file["frames"]
+        return map_array(self._path, dtype, shape, offset)
+
+
+def _read_nothing_ahead(descriptor: int) -> None:
+    """Have the system read from an open file what is asked for and no more: chunks lie apart."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)

@@ -2,7 +2,11 @@
 
 ``frames`` is sharded: one shard file a layer, inner chunks of 32 frames. Uncompressed, the chunks of a shard
 follow each other without gaps, so a layer's file begins with its frames as raw bytes in C order: plain Zarr
-reads one chunk at a time, and this project maps the file into memory.
+reads one chunk at a time, and this project maps the files into memory, one layer behind the other.
+
+Compressed frames are decoded by the codec pipeline that zarr is configured to use: ``zarrs``, if the user says so
+(``ZARR_CODEC_PIPELINE__PATH=zarrs.ZarrsCodecPipeline``), is seven times as fast as zarr's own. Parts are always written
+by zarr's own: zarrs leaves chunks of zeros out and lays the others in any order, so its shards could not be mapped.
 """
 
 import math
@@ -15,8 +19,10 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
-from featcache.backend import CHUNK_FRAMES, Backend, PartFile
-from featcache.maps import map_array
+from featcache.backend import CHUNK_FRAMES, Backend, PartFile, as_slice, mapped_window
+from featcache.maps import map_stack
+
+_WRITES = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 
 
 class ZarrBackend(Backend):
@@ -29,7 +35,8 @@ class ZarrBackend(Backend):
     ) -> None:
         """Write a Zarr group."""
         forms = {name: (values.dtype, values.shape) for name, values in arrays.items()}
-        _, made = _create(str(path), attributes, forms, compress)
+        with zarr.config.set({"codec_pipeline.path": _WRITES}):  # an array keeps the one that it was made with
+            _, made = _create(str(path), attributes, forms, compress)
         for name, values in arrays.items():
             made[name][...] = values
 
@@ -82,33 +89,25 @@ def _member(group: zarr.Group, name: str) -> zarr.Array:
 class ZarrPart(PartFile):
     """One Zarr group, mapped where its chunks are raw bytes.
 
-    Zarr's own objects, which take some hundred kilobytes, are not kept once the layout of the frames is known.
+    Zarr's own objects, which take some hundred kilobytes, are then not kept.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._maps: dict[int, np.ndarray] = {}
-        self._layout: tuple[Any, tuple[int, ...]] | None = None
-        self._compressed: zarr.Array | None = None
+        self._frames: np.ndarray | zarr.Array | None = None
         zarr.open_group(str(path), mode="r")  # so that one that cannot be read is known at once
 
     def frames(self, start: int, stop: int, layers: Sequence[int] | None = None) -> np.ndarray:
-        """Return ``(layers, frames, dim)``: a view for one layer, a copy for several."""
-        if self._layout is None:
-            array = _member(self._group(), "frames")
-            self._layout = array.dtype, tuple(array.shape)
-            self._compressed = array if array.compressors else None
-        dtype, shape = self._layout
-        chosen = range(shape[0]) if layers is None else layers
-        if self._compressed is not None:
-            compressed = self._compressed
-            return np.stack([np.asarray(compressed[layer, start:stop]) for layer in chosen])
-        if len(chosen) == 1:
-            return self._map(chosen[0])[None, start:stop]
-        window = np.empty((len(chosen), stop - start, shape[2]), dtype)
-        for row, layer in enumerate(chosen):
-            window[row] = self._map(layer)[start:stop]
-        return window
+        """Return ``(layers, frames, dim)``: a view where layers are consecutive, unless they are compressed."""
+        if self._frames is None:
+            self._frames = self._open_frames()
+        frames = self._frames
+        if isinstance(frames, np.ndarray):
+            return mapped_window(frames, start, stop, layers)
+        consecutive = as_slice(layers)
+        if consecutive is not None:
+            return np.asarray(frames[consecutive, start:stop])
+        return np.stack([np.asarray(frames[layer, start:stop]) for layer in layers or ()])
 
     def array(self, name: str) -> np.ndarray:
         """Return an array whole."""
@@ -136,13 +135,14 @@ class ZarrPart(PartFile):
 
     def close(self) -> None:
         """Drop the maps; the operating system unmaps them with their last view."""
-        self._maps.clear()
+        self._frames = None
 
     def _group(self) -> zarr.Group:
         return zarr.open_group(str(self._path), mode="r")
 
-    def _map(self, layer: int) -> np.ndarray:
-        if layer not in self._maps and self._layout is not None:
-            dtype, (_, frames, dim) = self._layout
-            self._maps[layer] = map_array(self._path / "frames" / "c" / str(layer) / "0" / "0", dtype, (frames, dim))
-        return self._maps[layer]
+    def _open_frames(self) -> "np.ndarray | zarr.Array":
+        array = _member(self._group(), "frames")
+        if array.compressors:
+            return array
+        paths = [self._path / "frames" / "c" / str(layer) / "0" / "0" for layer in range(array.shape[0])]
+        return map_stack(paths, array.dtype, array.shape[1:])
