@@ -20,6 +20,7 @@ import numpy as np
 
 from featcache import dtypes
 from featcache.backend import Backend, load_backend
+from featcache.claims import SUFFIX
 from featcache.errors import CacheError, StreamError
 from featcache.files import sync, write_json
 from featcache.index import FORMAT, Entry, Index, checksum
@@ -74,9 +75,7 @@ def store(name: str, digest: str, generation: int, features: Features, spec: Str
     _check_arrays(features, spec)
     if spec.dtype in EXACT_DTYPES:
         return Stored(name, digest, generation, num_frames, stored, features.frame_arrays, features.utterance_arrays)
-    # float64 sums, so that the stats do not depend on how NumPy pairs its additions.
-    mean = frames.mean(axis=1, dtype=np.float64)
-    std = frames.std(axis=1, dtype=np.float64)
+    mean, std = _stats(frames)
     utterance_arrays = {
         **features.utterance_arrays,
         "mean": mean.astype(np.float32),
@@ -88,6 +87,29 @@ def store(name: str, digest: str, generation: int, features: Features, spec: Str
     return Stored(
         name, digest, generation, num_frames, stored, features.frame_arrays, {**utterance_arrays, **extra}, errors
     )
+
+
+def _stats(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation over the frames, each ``(layers, dim)`` float64.
+
+    In float64, so that they do not depend on how NumPy pairs its additions. One layer at a time, in a buffer that stays
+    in the processor's cache: a third of the time of NumPy's own functions for a whole utterance, and the same bits.
+    """
+    layers, num_frames, dim = frames.shape
+    size = frames.itemsize
+    if dim == 1 or frames.strides[2] != size or frames.strides[1] < dim * size:
+        # Where frames do not lie one after the other, NumPy adds in another order.
+        return frames.mean(axis=1, dtype=np.float64), frames.std(axis=1, dtype=np.float64)
+    mean, square = np.empty((layers, dim)), np.empty((layers, dim))
+    values = np.empty((num_frames, dim))
+    for layer, of_layer in enumerate(frames):
+        np.copyto(values, of_layer)
+        np.add.reduce(values, axis=0, out=mean[layer])
+        mean[layer] /= num_frames
+        values -= mean[layer]
+        np.multiply(values, values, out=values)
+        np.add.reduce(values, axis=0, out=square[layer])
+    return mean, np.sqrt(square / num_frames)
 
 
 def _check_arrays(features: Features, spec: StreamSpec) -> None:
@@ -145,6 +167,7 @@ class StreamWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+        remove_abandoned(self.folder.parent)  # of writers that were killed meanwhile
         with suppress(OSError):  # it holds what was committed
             self.folder.rmdir()
 
@@ -299,22 +322,27 @@ def _make_workplace(aside: Path) -> tuple[Path, int]:
 
 
 def remove_abandoned(cache: Path) -> None:
-    """Remove what killed writers left: a live one holds a lock on its workplace."""
+    """Remove what killed writers left: a live one holds a lock on its workplace, and on each part that it claimed."""
     aside = cache / ".tmp"
-    for workplace in aside.iterdir() if aside.is_dir() else ():
+    try:
+        names = os.listdir(aside)
+    except OSError:  # there is none
+        return
+    for left in (aside / name for name in names):
         try:
-            lock = os.open(workplace / "lock", os.O_RDWR)
+            lock = os.open(left if left.suffix == SUFFIX else left / "lock", os.O_RDWR)
         except OSError:
             with suppress(OSError):  # killed before it locked, hence empty
-                workplace.rmdir()
+                left.rmdir()
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             continue
         else:
-            shutil.rmtree(workplace, ignore_errors=True)
+            with suppress(FileNotFoundError):  # its owner took it away before it was locked here
+                _remove(left)
         finally:
             os.close(lock)
-    with suppress(OSError):  # there is none, or a live writer works there
+    with suppress(OSError):  # a live writer works there
         aside.rmdir()

@@ -1,16 +1,15 @@
 """Manifest x stream -> parts.
 
-Three stages overlap: threads decode the next part, this thread runs the model, another thread writes the part
-before. At most three parts are in memory, whatever the size of the corpus. An utterance that cannot be computed
-fails alone; its reason is kept in the index and a later run tries it again.
+Decoding, computing and writing overlap, see :mod:`featcache.stages`. An utterance that cannot be computed fails alone;
+its reason is kept in the index and a later run tries it again. Several processes may extract into one cache: each
+computes what no other does, see :mod:`featcache.sharing`.
 """
 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,15 @@ from featcache.backend import load_backend
 from featcache.cache import Cache, CachedStream, read_spec
 from featcache.catalogue import renew_catalogue
 from featcache.checkpoints import COMPUTE_DTYPES
-from featcache.commit import Stored, StreamWriter, remove_abandoned, store, workplace
-from featcache.errors import CacheError, ConfigError, FeatcacheError, StreamError
+from featcache.commit import StreamWriter, remove_abandoned, workplace
+from featcache.errors import CacheError, ConfigError
 from featcache.manifest import Manifest
-from featcache.plan import Input, Item, Plan, make_plan, stream_input
-from featcache.stream import EXACT_DTYPES, Context, Extractor, Features, Stream, StreamSpec
+from featcache.plan import Plan, make_plan
+from featcache.stages import Stages
+from featcache.stream import EXACT_DTYPES, Context, Stream, StreamSpec
 
 TIERS = ("frames", "stats")
 _SPARE_BYTES = 64 * 2**20
-_SHOWN_FAILURES = 10
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,8 @@ class Summary:
 
     Attributes:
         stream: full name of the stream.
-        computed: ids computed now.
+        computed: ids computed now, by this process.
+        elsewhere: ids that other processes computed meanwhile.
         present: ids that were there already.
         changed: id to why it was computed again.
         others: streams of the same kind that the cache holds, with what makes this one another.
@@ -87,6 +87,7 @@ class Summary:
 
     stream: str
     computed: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
     changed: dict[str, str] = field(default_factory=dict)
     others: dict[str, list[str]] = field(default_factory=dict)
@@ -161,8 +162,12 @@ def extract(
     on_checked: Callable[[int], None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
     made: Mapping[str, str] | None = None,
+    on_elsewhere: Callable[[int, float], None] = lambda *_: None,
 ) -> Summary:
     """Compute what a cache lacks of a stream, and commit it part by part.
+
+    Other processes may do the same at the same time: each part is computed by one of them, and all return when all is
+    there. One that is killed loses the parts in its hands to the others.
 
     Args:
         manifest: the utterances wanted.
@@ -170,10 +175,12 @@ def extract(
         stream: the stream wanted.
         options: how to compute and store.
         on_planned: called once with the plan, before a model loads.
-        on_done: called with a number of utterances and their audio in seconds, as they are computed.
+        on_done: called with a number of utterances and their audio in seconds, as they are computed; and with zeros
+            while other processes have all that is left.
         on_checked: called with 1 for each utterance whose input was compared with the cache.
         on_message: called with lines of progress of streams that work on the whole corpus at once.
         made: kind to full name, of streams that the same command made before; what is made of them finds them so.
+        on_elsewhere: called as `on_done` is, for what other processes computed meanwhile.
 
     Raises:
         CacheError: the cache cannot be written, or the disk has no room for the plan.
@@ -198,9 +205,10 @@ def extract(
             try:
                 if plan.parts:
                     with closing(extractor):
-                        run = _Run(manifest, stream, spec, options, extractor, writer, recorded, summary, on_done)
-                        run.prepare(plan, on_message)
-                        run.run(plan)
+                        stages = Stages(
+                            manifest, stream, spec, options, extractor, writer, recorded, summary, on_done, on_elsewhere
+                        )
+                        stages.run(plan, cached.indices if cached is not None else (), on_message)
                 elif unrecorded:
                     writer.commit([], plan.failures, plan.generations)
             finally:
@@ -210,153 +218,6 @@ def extract(
         _renew_catalogue(cache, spec)
     summary.changed = {name: why for name, why in plan.changed.items() if name not in summary.failures}
     return summary
-
-
-@dataclass
-class _Run:
-    """The three overlapping stages of one extraction."""
-
-    manifest: Manifest
-    stream: Stream
-    spec: StreamSpec
-    options: Options
-    extractor: Extractor
-    writer: StreamWriter
-    recorded: Mapping[str, str]
-    summary: Summary
-    on_done: Callable[[int, float], None]
-    num_failed: int = 0
-
-    def prepare(self, plan: Plan, on_message: Callable[[str], None]) -> None:
-        """Let the extractor see everything at once; what cannot be read is left for :meth:`run` to name."""
-        read = (self._read(item) for item in plan.items)
-        self.extractor.prepare((one.value for one in read if isinstance(one, Input)), on_message)
-
-    def run(self, plan: Plan) -> None:
-        """Compute and commit every part of the plan; an interruption loses the part in hand, and no other."""
-        new = {name: why for name, why in plan.failures.items() if self.recorded.get(name) != why}
-        generations = plan.generations | {item.utterance.id: item.generation for item in plan.items}
-        with ExitStack() as stack:
-            writers = stack.enter_context(ThreadPoolExecutor(1, "write"))
-            pending: Future[None] | None = None
-            for part, inputs in self._decoded(plan.parts):
-                failures, new = new, {}
-                stored = self._compute(part, inputs, failures)
-                if pending is not None:
-                    pending.result()
-                pending = writers.submit(self._commit, stored, failures, generations)
-            if pending is not None:
-                pending.result()
-
-    def _decoded(
-        self, parts: Sequence[Sequence[Item]]
-    ) -> Iterator[tuple[Sequence[Item], list[Input | FeatcacheError]]]:
-        """Yield each part with its inputs, reading the next one meanwhile."""
-        with ThreadPoolExecutor(2, "decode") as readers:
-
-            def submit(part: Sequence[Item]) -> list[Future[Input | FeatcacheError]]:
-                return [readers.submit(self._read, item) for item in part]
-
-            try:
-                ahead = submit(parts[0])
-                for number, part in enumerate(parts):
-                    inputs = [future.result() for future in ahead]
-                    ahead = submit(parts[number + 1]) if number + 1 < len(parts) else []
-                    yield part, inputs
-            finally:
-                readers.shutdown(wait=False, cancel_futures=True)
-
-    def _read(self, item: Item) -> Input | FeatcacheError:
-        try:
-            return stream_input(self.stream, self.manifest, item.utterance)
-        except FeatcacheError as error:
-            return error
-
-    def _compute(
-        self, part: Sequence[Item], inputs: Sequence[Input | FeatcacheError], failures: dict[str, str]
-    ) -> list[Stored]:
-        """Run one part through the model, batch by batch; what fails goes to `failures`."""
-        good: list[tuple[Item, Input]] = []
-        for item, read in zip(part, inputs, strict=True):
-            if isinstance(read, FeatcacheError):
-                self._fail(item, str(read), failures)
-                self.on_done(1, self._audio_s([item]))
-            else:
-                good.append((item, read))
-        stored: dict[str, Stored] = {}
-        for batch in self.stream.batches([len(read.value) for _, read in good], self.options.batch_size):
-            chosen = [good[index] for index in batch]
-            for (item, read), features in zip(chosen, self._extract([read for _, read in chosen]), strict=True):
-                if isinstance(features, Exception):
-                    self._fail(item, str(features), failures)
-                    continue
-                try:
-                    self._check_length(read, features)
-                    stored[item.utterance.id] = store(
-                        item.utterance.id, read.digest, item.generation, features, self.spec, self.writer.tier
-                    )
-                except FeatcacheError as error:
-                    self._fail(item, str(error), failures)
-            self.on_done(len(chosen), self._audio_s([item for item, _ in chosen]))
-        return [stored[item.utterance.id] for item in part if item.utterance.id in stored]
-
-    def _extract(self, inputs: Sequence[Input]) -> Sequence[Features | Exception]:
-        """Run one batch; when it fails, one at a time, so that only what is at fault fails."""
-        try:
-            return self.extractor.extract([read.value for read in inputs])
-        except FeatcacheError as error:
-            if len(inputs) == 1:
-                return [error]
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                error.add_note(f"while stream {self.spec.name} computed a batch of {len(inputs)} utterances")
-                raise
-            if len(inputs) == 1:
-                return [
-                    StreamError(f"memory ran out: {error}. Leave it out, cut it, or compute it on a larger device.")
-                ]
-        # Outside the except blocks, whose error would keep the failed batch's tensors alive.
-        return [result for read in inputs for result in self._extract([read])]
-
-    def _check_length(self, read: Input, features: Features) -> None:
-        """Refuse frames that disagree with the audio they are of."""
-        expected = None if self.stream.input == "text" else self.stream.num_frames(len(read.value))
-        if expected is not None and features.frames.shape[1] != expected:
-            raise StreamError(
-                f"it got {features.frames.shape[1]} frames where {len(read.value)} samples give {expected}. "
-                f"This is a fault of the stream {self.spec.kind!r}, not of the recording; please report it."
-            )
-
-    def _fail(self, item: Item, reason: str, failures: dict[str, str]) -> None:
-        name = item.utterance.id
-        self.summary.failures[name] = reason
-        self.num_failed += 1
-        if self.num_failed <= _SHOWN_FAILURES:
-            logger.warning("%s: %r failed: %s", self.spec.kind, name, reason)
-        elif self.num_failed == _SHOWN_FAILURES + 1:
-            logger.warning("%s: further failures are not shown here; the cache keeps them", self.spec.kind)
-        if self.recorded.get(name) != reason:
-            failures[name] = reason
-
-    def _audio_s(self, items: Sequence[Item]) -> float:
-        return 0.0 if self.stream.input == "text" else sum(item.length for item in items) / self.stream.sample_rate_hz
-
-    def _commit(self, stored: Sequence[Stored], failures: Mapping[str, str], generations: Mapping[str, int]) -> None:
-        if not stored and not failures:
-            return
-        self.writer.commit(stored, failures, generations)
-        self.summary.computed += [item.id for item in stored]
-        for item in stored:
-            arrays = [*item.frame_arrays.values(), *item.utterance_arrays.values()]
-            self.summary.num_bytes += sum(array.nbytes for array in arrays)
-            self.summary.num_bytes += 0 if item.frames is None else item.frames.nbytes
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Say whether memory ran out, on a GPU or, where torch raises a bare RuntimeError, on the CPU."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _renew_catalogue(cache: Path, spec: StreamSpec) -> None:

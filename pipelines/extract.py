@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from featcache.manifest import Manifest
 from featcache.plan import Plan
 from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
+from pipelines import devices
 from pipelines.config import ExtractConfig
 
 
@@ -70,7 +72,8 @@ def dry_run(config: ExtractConfig, manifest: Manifest, cache: Path) -> tuple[lis
     planned = []
     waiting: list[str] = []
     unfinished: set[str] = set()
-    device = resolve_device(config.device)
+    names = _device_names(config)
+    device = resolve_device(names[0])
     made: dict[str, str] = {}
     for stream in load_streams(config, manifest, cache):
         source = made.get(stream.source or "")
@@ -83,8 +86,12 @@ def dry_run(config: ExtractConfig, manifest: Manifest, cache: Path) -> tuple[lis
         cost = stream.seconds_per_second(device, config.compute_dtype)
         amount = len(plan.items) if stream.input == "text" else plan.audio_s
         others = {} if cached is not None else different_streams(cache, spec)
-        planned.append(Planned(spec, plan, None if cost is None else cost * amount, others))
+        planned.append(Planned(spec, plan, None if cost is None else cost * amount / len(names), others))
     return planned, waiting
+
+
+def _device_names(config: ExtractConfig) -> list[str]:
+    return [name.strip() for name in config.device.split(",")]
 
 
 def free_bytes(cache: Path) -> int:
@@ -114,6 +121,8 @@ def run(
     """
     summaries: list[Summary] = []
     made: dict[str, str] = {}
+    names = _device_names(config)
+    extraction = extract if len(names) == 1 else partial(devices.extract_on, names)
     for stream in load_streams(config, manifest, cache):
         with _Bar(stream) as bar, _Interrupts() as interrupts:
 
@@ -125,9 +134,9 @@ def run(
                 bar.told(text)
                 interrupts.check()
 
-            summary = extract(
-                manifest, cache, stream, config,
-                on_planned=bar.planned, on_done=done, on_checked=bar.checked, on_message=told, made=made,
+            summary = extraction(
+                manifest, cache, stream, config, on_planned=bar.planned, on_done=done, on_checked=bar.checked,
+                on_message=told, made=made, on_elsewhere=bar.elsewhere,
             )  # fmt: skip
         made[stream.kind()] = summary.stream
         on_summary(summary)
@@ -214,10 +223,14 @@ class _Bar:
             self._bar.set_postfix_str(text[:60])
 
     def done(self, count: int, audio_s: float) -> None:
+        self._audio_s += audio_s
+        self.elsewhere(count, audio_s)
+
+    def elsewhere(self, count: int, audio_s: float) -> None:
+        """Count what is done, by whom ever; what another process did has no part in the speed."""
         if self._bar is None:
             return
         self._count += count
-        self._audio_s += audio_s
         elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
         speed = f", {self._audio_s / elapsed:.1f} x real time" if self._by_audio else ""
         self._bar.set_postfix_str(f"{self._count}/{self._all} utterances{speed}", refresh=False)

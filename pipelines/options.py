@@ -15,6 +15,12 @@ CacheArg = Annotated[Path, typer.Argument(help="Folder of the cache.", metavar="
 CacheOpt = Annotated[Path, typer.Option("--cache", help="Folder of the cache.")]
 PresetOpt = Annotated[str | None, typer.Option("--preset", help="A preset's name (featcache list) or a YAML file.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", show_default="auto")]
+DevicesOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="auto, cpu, cuda or cuda:N; several, such as cuda:0,cuda:1, work at once.", show_default="auto"
+    ),
+]
 WorkersOpt = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that aligners use.", show_default="one for each core")
 ]

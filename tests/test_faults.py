@@ -120,7 +120,39 @@ def test_several_extractors_at_once_leave_one_whole_cache(
     assert not (cache / ".tmp").exists()
     assert tree(cache) == tree(whole)
     record_property(*cost.told())
+    assert (cost.lost, cost.recomputed) == (0, 0)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [2, 4])
+def test_of_several_extractors_at_once_some_may_be_killed_and_the_others_do_their_parts(
+    tmp_path: Path, manifest: Manifest, undisturbed: Undisturbed, number: int, record_property: Record
+) -> None:
+    backend, whole, truth, _ = undisturbed
+    cost = Cost(f"one of {number} extractors at once killed", backend)
+    instants = random.Random(number)
+    total = rounds = 0
+    while cost.injected < 4:
+        cache = tmp_path / f"cache-{rounds}"
+        rounds += 1
+        victim, *others = [start(manifest, cache, backend) for _ in range(number)]
+        assert victim.stdout is not None
+        first = [victim.stdout.readline() for _ in range(instants.randint(1, 20))]  # one for each utterance
+        victim.kill()
+        cost.injected += victim.wait() == -signal.SIGKILL
+        began = time.monotonic()
+        told = ["".join(first), *(child.communicate(timeout=300)[0] for child in (victim, *others))]
+        cost.recover_s = max(cost.recover_s, time.monotonic() - began)
+        assert [child.returncode for child in others] == [0] * (number - 1)
+        assert len(check(cache, truth, set(), cost)) == len(manifest)
+        total += sum(map(computed, told))
+        assert not (cache / ".tmp").exists()
+        assert tree(cache) == tree(whole)
+    cost.recomputed = total - rounds * len(manifest)
+    record_property(*cost.told())
     assert cost.lost == 0
+    # What the killed ones computed, waited to write, or were writing.
+    assert 0 <= cost.recomputed <= 3 * LARGEST_PART * cost.injected
 
 
 def limit(size: int) -> None:

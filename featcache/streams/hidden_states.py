@@ -12,7 +12,7 @@ convolutional front end and in the position embedding; other checkpoints get bat
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,7 +22,8 @@ import numpy as np
 from featcache import checkpoints, hub
 from featcache.checkpoints import Checkpoint
 from featcache.errors import CheckpointError, StreamError
-from featcache.stream import Extractor, Features, Stream, StreamSpec
+from featcache.staging import StagedExtractor, Staging, to_device
+from featcache.stream import Features, Stream, StreamSpec
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +177,7 @@ def _hides_padding(config: Mapping[str, Any]) -> bool:
     return config.get("feat_extract_norm") == "layer" and not config.get("conv_pos_batch_norm", False)
 
 
-class HiddenStatesExtractor(Extractor):
+class HiddenStatesExtractor(StagedExtractor):
     """A loaded encoder.
 
     Args:
@@ -191,9 +192,10 @@ class HiddenStatesExtractor(Extractor):
         self._normalise = normalise
         self._normed = stream.tap == "final_norm" and bool(getattr(model.config, "do_stable_layer_norm", False))
         self._masked = _hides_padding(model.config.to_dict())
+        self._staging = Staging()
 
-    def extract(self, inputs: Sequence[np.ndarray]) -> list[Features]:
-        """Compute a batch of ``(samples,)`` float32 arrays at 16 kHz."""
+    def start(self, inputs: Sequence[np.ndarray]) -> Callable[[], list[Features]]:
+        """Start a batch of ``(samples,)`` float32 arrays at 16 kHz."""
         counts = [self._stream.num_frames(len(samples)) for samples in inputs]
         shortest = min(range(len(inputs)), key=lambda index: counts[index])
         if counts[shortest] < 1:
@@ -201,8 +203,13 @@ class HiddenStatesExtractor(Extractor):
                 f"it has {len(inputs[shortest])} samples, too few for one frame of "
                 f"{self._stream.checkpoint} (400 samples are 25 ms). Leave it out, or give a longer span."
             )
-        states = self._run([self._prepare(samples) for samples in inputs])
-        return [Features(states[row, :, :count]) for row, count in enumerate(counts)]
+        copied = self._run([self._prepare(samples) for samples in inputs])
+
+        def finish() -> list[Features]:
+            states = copied()
+            return [Features(states[row, :, :count]) for row, count in enumerate(counts)]
+
+        return finish
 
     def _prepare(self, samples: np.ndarray) -> np.ndarray:
         """Pad, then normalise, in the order and with the epsilon of transformers' feature extractor."""
@@ -212,10 +219,11 @@ class HiddenStatesExtractor(Extractor):
             return padded
         return ((padded - padded.mean()) / np.sqrt(padded.var() + 1e-7)).astype(np.float32)
 
-    def _run(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """Return ``(batch, layers, frames, dim)`` float32; frames behind a shorter utterance are meaningless."""
-        import torch
+    def _run(self, batch: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """Start the model; what is returned waits for ``(batch, layers, frames, dim)`` float32.
 
+        Frames behind a shorter utterance are meaningless.
+        """
         longest = max(len(samples) for samples in batch)
         values = np.zeros((len(batch), longest), np.float32)
         mask = np.zeros((len(batch), longest), np.int64)
@@ -227,13 +235,13 @@ class HiddenStatesExtractor(Extractor):
             # WavLM in transformers 5 hands torch masks of two types, which torch accepts with a warning.
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
             self._model(
-                torch.from_numpy(values).to(parameter.device, parameter.dtype),
-                attention_mask=torch.from_numpy(mask).to(parameter.device) if self._masked else None,
+                to_device(values, parameter.device, parameter.dtype),
+                attention_mask=to_device(mask, parameter.device) if self._masked else None,
             )
             states = taps.states
             if self._normed:
                 states[-1] = self._model.encoder.layer_norm(states[-1])
-            return torch.stack(states, dim=1).float().cpu().numpy()
+            return self._staging.start(states)
 
 
 class _Taps:

@@ -13,7 +13,7 @@ end and ``tokens_cut`` says by how much.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,8 @@ import numpy as np
 from featcache import checkpoints
 from featcache.checkpoints import Checkpoint
 from featcache.errors import CheckpointError, ConfigError, StreamError
-from featcache.stream import Extractor, Features, Stream, StreamSpec
+from featcache.staging import StagedExtractor, Staging, to_device
+from featcache.stream import Features, Stream, StreamSpec
 
 # Different families' names of the same thing, in config.json.
 _NUM_LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
@@ -187,7 +188,7 @@ class _Tokens:
     num_cut: int
 
 
-class TokenStatesExtractor(Extractor):
+class TokenStatesExtractor(StagedExtractor):
     """A loaded text encoder.
 
     Args:
@@ -207,19 +208,25 @@ class TokenStatesExtractor(Extractor):
         self._input_names = [name for name in tokenizer.model_input_names if name in accepted]
         self._padding = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
         self._most_tokens = self._find_most_tokens()
+        self._staging = Staging()
 
-    def extract(self, inputs: Sequence[str]) -> list[Features]:
-        """Compute a batch of texts."""
+    def start(self, inputs: Sequence[str]) -> Callable[[], list[Features]]:
+        """Start a batch of texts."""
         batch = [self._tokenize(text) for text in inputs]
-        states = self._run(batch)  # (batch, layers, tokens, dim)
-        return [
-            Features(
-                states[row, :, : len(tokens.kept)][:, tokens.kept],
-                frame_arrays=tokens.frame_arrays,
-                utterance_arrays={"tokens_cut": np.asarray(tokens.num_cut, np.int32)},
-            )
-            for row, tokens in enumerate(batch)
-        ]
+        copied = self._run(batch)
+
+        def finish() -> list[Features]:
+            states = copied()  # (batch, layers, tokens, dim)
+            return [
+                Features(
+                    states[row, :, : len(tokens.kept)][:, tokens.kept],
+                    frame_arrays=tokens.frame_arrays,
+                    utterance_arrays={"tokens_cut": np.asarray(tokens.num_cut, np.int32)},
+                )
+                for row, tokens in enumerate(batch)
+            ]
+
+        return finish
 
     def _find_most_tokens(self) -> int | None:
         """Return the most tokens of a text, special ones not counted; None where there is no limit."""
@@ -277,10 +284,11 @@ class TokenStatesExtractor(Extractor):
             max(0, num_tokens - most),
         )
 
-    def _run(self, batch: Sequence[_Tokens]) -> np.ndarray:
-        """Return ``(batch, layers, tokens, dim)`` float32; tokens behind a shorter text are meaningless."""
-        import torch
+    def _run(self, batch: Sequence[_Tokens]) -> Callable[[], np.ndarray]:
+        """Start the model; what is returned waits for ``(batch, layers, tokens, dim)`` float32.
 
+        Tokens behind a shorter text are meaningless.
+        """
         longest = max(len(tokens.kept) for tokens in batch)
         inputs = {}
         for name in self._input_names:
@@ -288,7 +296,7 @@ class TokenStatesExtractor(Extractor):
             rows = np.full((len(batch), longest), self._padding.get(name, 0), np.int64)
             for row, tokens in enumerate(batch):
                 rows[row, : len(tokens.kept)] = tokens.model_inputs[name]
-            inputs[name] = torch.from_numpy(rows).to(self._model.device)
+            inputs[name] = to_device(rows, self._model.device)
         every = self._stream.layers == "all"
         with checkpoints.inference():
             output = self._model(**inputs, output_hidden_states=every, return_dict=True)
@@ -300,4 +308,4 @@ class TokenStatesExtractor(Extractor):
                     f"{self._name!r} gives {len(states)} layers of shapes {sorted(shapes)} for {longest} tokens, where "
                     f"its configuration promises {expected} of {self._dim}. token_states cannot use it."
                 )
-            return torch.stack(states, dim=1).float().cpu().numpy()
+            return self._staging.start(states)
