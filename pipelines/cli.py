@@ -5,6 +5,7 @@ missing; 130 interrupted.
 """
 
 import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -221,6 +222,10 @@ def train_heads(
             "--set", help="KEY=VALUE: fit.steps=500, fit.learning_rate=[1e-3,1e-4], settings.projector_dim=64."
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help="Train once with each of these, such as 0,1,2, into OUT/seed-0 and so on."),
+    ] = None,
     device: DeviceOpt = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
 ) -> None:
@@ -241,12 +246,16 @@ def train_heads(
     runs = {} if head else config.preset_runs(chosen)
     for folder, one in {out / name: one for name, one in runs.items()}.items() or [(out, chosen)]:
         wanted = config.train_config(one, options, settings or [])
-        with show.bar(wanted.head) as progress:
-            trained = pipeline.run(
-                wanted, Manifest.read(manifest), cache, folder, overwrite, progress, partial(typer.echo, err=True)
-            )
-        typer.echo(show.metrics(trained.run))
-        typer.echo(f"{'Already there' if trained.skipped else 'Wrote'}: {folder}")
+        done = []
+        for place, seeded in config.seeded(wanted, folder, seeds):
+            with show.bar(wanted.head) as progress:
+                tell = partial(typer.echo, err=True)
+                trained = pipeline.run(seeded, Manifest.read(manifest), cache, place, overwrite, progress, tell)
+            done.append(trained.run)
+            typer.echo(show.metrics(trained.run))
+            typer.echo(f"{'Already there' if trained.skipped else 'Wrote'}: {place}")
+        if seeds:
+            typer.echo(show.over_seeds(done))
 
 
 @app.command()
@@ -344,6 +353,9 @@ def doctor() -> None:
 def main() -> None:
     """Run the commands; an error of this project or of the system becomes a sentence and exit code 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_TqdmHandler()])
+    # Torch looks when it is first asked for memory. Gradients come fresh from the system at each step: with pages of
+    # 4 KiB a third of a float32 step of the full-size encoder-decoder is page faults (docs/performance.md).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
     except FeatcacheError as error:

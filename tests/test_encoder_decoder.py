@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from speech_task import DIM, LAYERS, MELS, PHONES, SPEAKER, features, make_task
 from torch import nn
 
+from benchmarks.plain_speech import PlainModel, carry_over, plain_step
 from featcache.errors import ConfigError, ProtocolError, StreamError
 from heads.head import FitSettings, Task
 from heads.layers import LayerMix
-from heads.models._encoder_decoder import downsampled
+from heads.members import Alone
+from heads.models import _encoder_decoder
+from heads.models._encoder_decoder import Conv, downsampled, recur
 from heads.models.encoder_decoder import EncoderDecoder
 
 TINY = EncoderDecoder(
@@ -84,6 +87,65 @@ def test_the_further_loss_is_the_sum_of_two_mean_squared_errors() -> None:
         expected = ((rough - mel) ** 2).sum() / mel.numel() + ((refined - mel) ** 2).sum() / mel.numel()
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(logits, built(hidden, speaker))
+
+
+@pytest.mark.parametrize("bottleneck", [None, 8])
+def test_it_trains_as_plain_modules_of_torch_do(bottleneck: int | None) -> None:
+    head = EncoderDecoder(
+        bottleneck=bottleneck, channels=12, phone_channels=8, phone_dim=3, decoder_channels=8, decoder_dim=6,
+        post_net_channels=8, classifier_dim=16, dropout=0.0,
+    )  # fmt: skip
+    ours = Alone(module(head))
+    ours.train(True)
+    theirs = PlainModel(head, LAYERS, DIM, 3, MELS, SPEAKER, PHONES)
+    carry_over(ours.state(0), theirs)
+    optimiser, adam = ours.optimiser([1e-3], [0.0], None), torch.optim.Adam(theirs.parameters(), 1e-3)
+    labels = torch.tensor([0, 2, 1])
+    for _ in range(5):
+        phones = F.one_hot(torch.randint(0, PHONES, (3, 96)), PHONES).float()
+        batch = [torch.randn(3, LAYERS, 96, DIM), torch.rand(3, SPEAKER), phones, torch.rand(3, 96, MELS)]
+        logits, further = ours(tuple(item[None] for item in batch))
+        loss = F.cross_entropy(logits[0], labels) + further.sum()
+        loss.backward()
+        optimiser.step()
+        assert loss.item() == pytest.approx(plain_step(theirs, adam, batch, labels, "float32"), rel=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "dim", "channels", "frames"), [(1, 1, 1, 1), (2, 3, 5, 4), (3, 40, 24, 96)])
+def test_a_convolution_in_bfloat16_is_torchs_of_the_rounded_numbers(
+    monkeypatch: pytest.MonkeyPatch, batch: int, dim: int, channels: int, frames: int
+) -> None:
+    monkeypatch.setattr(_encoder_decoder, "_LARGE", 0)
+    conv = Conv(dim, channels)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(parameter.bfloat16())
+    values = torch.randn(batch, dim, frames).bfloat16().float().requires_grad_()
+    pull = torch.randn(batch, channels, frames).bfloat16().float()
+    wanted = [values, conv.weight, conv.bias]
+    plain = F.conv1d(values, conv.weight, conv.bias, padding=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = conv(values)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(conv(values), plain)  # outside mixed precision it is nn.Conv1d
+    # A result is rounded to 8 bits; where terms cancel, the error is of the size of the terms.
+    tolerance = {"rtol": 2**-7, "atol": 2**-7 * (5 * max(dim, channels)) ** 0.5}
+    torch.testing.assert_close(ours.float(), plain, **tolerance)
+    for own, other in zip(
+        torch.autograd.grad(ours, wanted, pull.bfloat16()), torch.autograd.grad(plain, wanted, pull), strict=True
+    ):
+        torch.testing.assert_close(own, other, **tolerance)
+
+
+def test_large_recurrent_layers_are_float32_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm = nn.LSTM(5, 4, num_layers=2, batch_first=True, bidirectional=True)
+    frames = torch.randn(2, 7, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert recur(lstm, frames).dtype == torch.bfloat16
+        monkeypatch.setattr(_encoder_decoder, "_LARGE", 0)
+        mixed = recur(lstm, frames)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(mixed, lstm(frames.float())[0])
 
 
 def test_batch_norm_uses_its_running_statistics_in_scoring() -> None:

@@ -8,6 +8,8 @@ from torch import nn
 
 from heads.layers import LayerMix
 
+_LARGE = 2**22  # weights of a layer from which on mixed precision on a CPU goes other ways than PyTorch's; measured
+
 
 class ConvStack(nn.Module):
     """Convolutions of 5 frames with batch norm and ReLU after each; frames stay as many."""
@@ -26,11 +28,48 @@ class ConvStack(nn.Module):
         return values.transpose(1, 2)
 
 
+class Conv(nn.Conv1d):
+    """A convolution of 5 frames that keeps their number.
+
+    A large one on a CPU in bfloat16 is one matrix product over the frames and their neighbours: the weights are read as
+    they lie, where oneDNN's convolution copies them into an order of its own, forwards and twice backwards. Small ones,
+    and all in float32, are faster as they are.
+    """
+
+    def __init__(self, dim: int, channels: int) -> None:
+        super().__init__(dim, channels, kernel_size=5, padding=2)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Map ``(batch, dim, frames)`` to ``(batch, channels, frames)``."""
+        mixed = values.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not mixed or self.weight.numel() < _LARGE:
+            return super().forward(values)
+        frames = values.shape[2]
+        padded = F.pad(values.transpose(1, 2).bfloat16(), (0, 0, 2, 2))
+        neighbours = torch.stack([padded[:, at : at + frames] for at in range(5)], dim=-1)  # (batch, frames, dim, 5)
+        return F.linear(neighbours.flatten(2), self.weight.flatten(1), self.bias).transpose(1, 2).contiguous()
+
+
 def conv_norm(dim: int, channels: int, gain: str) -> nn.Sequential:
     """Return a convolution of 5 frames and its batch norm, Xavier-initialised for the activation behind it."""
-    conv = nn.Conv1d(dim, channels, kernel_size=5, padding=2)
+    conv = Conv(dim, channels)
     nn.init.xavier_uniform_(conv.weight, gain=nn.init.calculate_gain(gain))  # type: ignore[arg-type]
     return nn.Sequential(conv, nn.BatchNorm1d(channels))
+
+
+def recur(lstm: nn.LSTM, frames: torch.Tensor) -> torch.Tensor:
+    """Return the states ``(batch, frames, units)`` of an LSTM over ``(batch, frames, dim)``.
+
+    A large one on a CPU is always in float32: in bfloat16 oneDNN's backward pass takes three times as long, which its
+    faster forward pass does not make up for.
+    """
+    states: torch.Tensor
+    if frames.device.type == "cpu" and 4 * lstm.hidden_size**2 >= _LARGE:
+        with torch.autocast("cpu", enabled=False):
+            states, _ = lstm(frames.float())
+    else:
+        states, _ = lstm(frames)
+    return states
 
 
 class Encoder(nn.Module):
@@ -52,8 +91,7 @@ class Encoder(nn.Module):
 
     def forward(self, frames: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
         """Map ``(batch, frames, dim)`` and ``(batch, speaker_dim)`` to codes ``(batch, blocks, 2 * bottleneck)``."""
-        states, _ = self.lstm(self.convolve(with_speaker(frames, speaker)))
-        return downsampled(states, self.factor)
+        return downsampled(recur(self.lstm, self.convolve(with_speaker(frames, speaker))), self.factor)
 
 
 def downsampled(states: torch.Tensor, factor: int) -> torch.Tensor:
@@ -85,8 +123,7 @@ class PhoneEncoder(nn.Module):
 
     def forward(self, phones: torch.Tensor) -> torch.Tensor:
         """Map ``(batch, frames, num_phones)`` to ``(batch, frames, 2 * units)``."""
-        states: torch.Tensor = self.lstm(self.convolve(phones))[0]
-        return states
+        return recur(self.lstm, self.convolve(phones))
 
 
 class Decoder(nn.Module):
@@ -102,8 +139,7 @@ class Decoder(nn.Module):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Map ``(batch, frames, dim)`` to ``(batch, frames, num_mels)``."""
-        states, _ = self.lstm2(self.convolve(self.lstm1(frames)[0]))
-        mel: torch.Tensor = self.project(states)
+        mel: torch.Tensor = self.project(recur(self.lstm2, self.convolve(recur(self.lstm1, frames))))
         return mel
 
 
