@@ -36,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"benchmarks to run; all of {', '.join(NAMES)} by default")
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"), help="JSON file to write")
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, to see that all runs; no figures to quote")
+    parser.add_argument(
+        "--quick", action="store_true", help="smallest sizes, to see that all runs; no figures to quote"
+    )
     arguments = parser.parse_args()
     results: dict[str, object] = {}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,9 @@ def main() -> None:
         rows = module.run(arguments.quick)
         results[name] = rows
         # After each: an hour of measurements is not lost with the last of them.
-        arguments.out.write_text(json.dumps({"machine": _machine(arguments.quick), "results": results}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"machine": _machine(arguments.quick), "results": results}, indent=1) + "\n"
+        )
         print(f"\n{name}: {module.__doc__.splitlines()[0]} ({time.perf_counter() - start:.0f} s)")
         if rows:
             print(table([list(rows[0]), *([str(value) for value in row.values()] for row in rows)]), flush=True)

@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from featcache.cache import Cache, CachedStream
-from featcache.files import canonical_json, readable_json, sync, write_json
+from featcache.files import canonical_json, sync, write_atomically
 from featcache.hdf5_file import create
 from featcache.index import Entry, Index
 
@@ -83,33 +83,34 @@ def _current(stream: CachedStream, parts: Sequence[Index]) -> list[tuple[Index, 
     ]
 
 
-def _zarr_group(stream: CachedStream, parts: Sequence[Index]) -> dict[str, Any]:
+def _zarr_group(stream: CachedStream, parts: Sequence[Index]) -> bytes:
+    """Return the group's metadata; not indented, which Python's JSON writes at a tenth of the speed."""
     members: dict[str, Any] = {}
     for index in parts:
-        folder = stream.path / index.name
-        for path in (folder, *(folder / name for name in sorted(index.arrays))):
-            members[path.relative_to(stream.path).as_posix()] = json.loads((path / ZARR_NAME).read_bytes())
+        for path in (index.name, *(f"{index.name}/{name}" for name in sorted(index.arrays))):
+            members[path] = json.loads((stream.path / path / ZARR_NAME).read_bytes())
     utterances = {
         entry.id: {
             "part": index.name, "row": row, "start": entry.start, "num_frames": entry.num_frames, "tier": index.tier
         }
         for index, row, entry in _current(stream, parts)
     }  # fmt: skip
-    return {
+    group = {
         "zarr_format": 3,
         "node_type": "group",
         "attributes": {"stream": stream.name, "utterances": utterances},
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
     }
+    return canonical_json(group)
 
 
 def _zarr_is_current(stream: CachedStream, parts: Sequence[Index]) -> bool:
     path = stream.path / ZARR_NAME
-    return path.is_file() and path.read_bytes() == readable_json(_zarr_group(stream, parts))
+    return path.is_file() and path.read_bytes() == _zarr_group(stream, parts)
 
 
 def _write_zarr(stream: CachedStream, parts: Sequence[Index], aside: Path) -> None:
-    write_json(stream.path / ZARR_NAME, _zarr_group(stream, parts), aside)
+    write_atomically(stream.path / ZARR_NAME, _zarr_group(stream, parts), aside)
 
 
 def _hdf5_is_current(stream: CachedStream, parts: Sequence[Index]) -> bool:
@@ -176,8 +177,3 @@ def _virtual(file: h5py.File, name: str, parts: Sequence[Index], axis: int) -> N
 
 def _offsets(sizes: Sequence[int]) -> list[int]:
     return [0, *np.cumsum(sizes).tolist()]
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder, in bytes."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -26,9 +26,8 @@ STATS = ("mean", "std")
 """The stats tier: ``(utterances, layers, dim)`` float32, over each utterance's frames."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One utterance in a part.
+class Entry(NamedTuple):
+    """One utterance in a part. A tuple, since opening a cache makes one for each of its utterances.
 
     Attributes:
         id: its id in the manifest.
@@ -76,20 +75,19 @@ class Index:
     @cached_property
     def name(self) -> str:
         """The part's name, ``part-`` and 16 digits, from all that it holds but the wording of failures."""
-        content = {**self._plain(), "failures": sorted(self.failures)}
-        return f"part-{hashlib.sha256(canonical_json(content)).hexdigest()[:16]}"
+        return _name(self._plain())
 
     def write(self, folder: Path, aside: Path) -> None:
         """Commit the part: write its index into the stream's folder, atomically, by way of another folder."""
         write_json(folder / f"{self.name}.json", {"format": FORMAT, **self._plain()}, aside)
 
     def _plain(self) -> dict[str, Any]:
-        """Return the fields as JSON values; `dataclasses.asdict` copies deeply, which thousands of entries feel."""
+        """Return the fields as JSON values."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         for name in ("failed_generations", "int8_errors"):
             if not values[name]:  # most parts have none, and those of earlier releases do not know of it
                 del values[name]
-        return {**values, "entries": [vars(entry) for entry in self.entries]}
+        return {**values, "entries": [entry._asdict() for entry in self.entries]}
 
     @classmethod
     def read(cls, path: Path) -> "Index":
@@ -105,6 +103,7 @@ class Index:
                 raise CacheError(
                     f"{str(path)!r} has format {version}; this featcache reads up to {FORMAT}. Install a newer one."
                 )
+            name = _name(values)
             entries = tuple(Entry(**entry) for entry in values.pop("entries"))
             index = cls(entries=entries, **values)
         except CacheError:
@@ -114,12 +113,19 @@ class Index:
                 f"The index {str(path)!r} is damaged ({error}). Delete it and run the same extract again: only its "
                 "part is computed again."
             ) from None
-        if index.name != path.stem:
+        if name != path.stem:
             raise CacheError(
                 f"The index {str(path)!r} does not match its name: it was changed after it was written. Delete it and "
                 "run the same extract again: only its part is computed again."
             )
+        vars(index)["name"] = name  # the property, cached: to take the digest again would cost as much as the reading
         return index
+
+
+def _name(content: Mapping[str, Any]) -> str:
+    """Return a part's name from the fields of its index as JSON values."""
+    named = {**content, "failures": sorted(content["failures"])}
+    return f"part-{hashlib.sha256(canonical_json(named)).hexdigest()[:16]}"
 
 
 def checksum(frames: np.ndarray | None, rows: Sequence[np.ndarray]) -> str:

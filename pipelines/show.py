@@ -1,30 +1,31 @@
-"""What commands print: plans, summaries, caches, metrics."""
+"""What commands print: plans, summaries, caches, metrics.
+
+What a command needs beside NumPy is imported where it is needed: `featcache info` must not wait for torch.
+"""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from featcache import registry
-from featcache.aligner import Aligner
 from featcache.cache import CachedStream
 from featcache.cache import open as open_cache
-from featcache.catalogue import folder_bytes
-from featcache.corpus import Corpus
 from featcache.errors import FeatcacheError
-from featcache.extract import Summary
-from featcache.manifest import Manifest
-from featcache.stream import Stream, StreamSpec
-from featcache.verify import coverage as measure_coverage
-from heads.head import Head, OnProgress
-from heads.metrics import Pooled
-from heads.runs import Run
-from pipelines.config import preset_names, read_preset
-from pipelines.extract import Planned, interval_s
+from featcache.sizes import stream_bytes
+from featcache.stream import StreamSpec
+
+if TYPE_CHECKING:
+    from featcache.extract import Summary
+    from heads.head import OnProgress
+    from heads.metrics import Pooled
+    from heads.runs import Run
+    from pipelines.extract import Planned
 
 _SHOWN = 10
+_METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
+_TITLES = ("WA", "UA", "macro-F1", "weighted F1")
 
 
 def size(num_bytes: float) -> str:
@@ -51,7 +52,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def plan(planned: Sequence[Planned], waiting: Sequence[str], free: int) -> str:
+def plan(planned: "Sequence[Planned]", waiting: Sequence[str], free: int) -> str:
     """Return what a dry run says; `waiting` has a line for each stream whose source is not there yet."""
     rows = [("stream", "to compute", "present", "changed", "failing", "parts", "size", "rough time")]
     for item in planned:
@@ -78,7 +79,7 @@ def plan(planned: Sequence[Planned], waiting: Sequence[str], free: int) -> str:
     return "\n".join(lines)
 
 
-def summary(done: Summary, further: str = "") -> str:
+def summary(done: "Summary", further: str = "") -> str:
     """Return what an extraction did, and further lines."""
     parts = [f"{len(done.computed)} computed", f"{len(done.present)} present", f"{len(done.failures)} failed"]
     lines = [f"{done.stream}: {', '.join(parts)}; {size(done.num_bytes)} of arrays written"]
@@ -119,7 +120,7 @@ def info(path: Path) -> str:
                 spec.dtype if any(index.tier == "frames" for index in stream.indices.values()) else "stats only",
                 "+".join(backends) or "none",
                 str(len(stream.indices)),
-                size(folder_bytes(stream.path)),
+                size(stream_bytes(stream)),
             )
         )
     lines = [table(rows)] if streams else [f"The cache {str(path)!r} holds no stream yet."]
@@ -138,8 +139,8 @@ def _settings(stream: CachedStream) -> list[str]:
 
 def _int8_errors(stream: CachedStream) -> list[str]:
     """Return what int8 cost the frames held at present, where it was measured."""
-    measured = {name: stream.locate(name).index.int8_errors.get(name) for name in stream.ids}
-    errors = {name: each for name, each in measured.items() if each}
+    located = ((name, stream.locate(name).index) for name in stream.ids) if stream.spec.dtype == "int8" else ()
+    errors = {name: each for name, index in located if (each := index.int8_errors.get(name))}
     if not errors:
         return []
     worst, name, layer = max((max(each), name, each.index(max(each))) for name, each in errors.items())
@@ -160,6 +161,11 @@ def _short(value: object) -> str:
 
 def coverage(path: Path, manifest: Path, inputs: bool) -> tuple[str, bool]:
     """Return which utterances each stream holds, and whether every stream holds all, for the inputs as they are now."""
+    from tqdm import tqdm
+
+    from featcache.manifest import Manifest
+    from featcache.verify import coverage as measure_coverage
+
     with tqdm(desc="comparing inputs", unit=" utt", file=sys.stderr, leave=False, delay=2) as progress:
 
         def advance(count: int) -> None:
@@ -178,16 +184,15 @@ def coverage(path: Path, manifest: Path, inputs: bool) -> tuple[str, bool]:
     return "\n".join(lines), bool(found) and not any(one.changed or one.failed or one.missing for one in found)
 
 
-def metrics(run: Run) -> str:
+def metrics(run: "Run") -> str:
     """Return a run's metrics, fold by fold and in the mean, in percent."""
-    names = ("wa", "ua", "macro_f1", "weighted_f1")
     measured = run.metrics
-    rows = [["fold", "n", "WA", "UA", "macro-F1", "weighted F1"]]
+    rows = [["fold", "n", *_TITLES]]
     for fold in measured["folds"]:
         rows.append([fold["fold"], str(fold["n"]), *(f"{100 * value:.1f}" for value in _values(fold))])
     if len(measured["folds"]) > 1:
         cells = []
-        for name in names:
+        for name in _METRICS:
             std = measured["std"][name]
             cells.append(f"{100 * measured['mean'][name]:.1f}" + ("" if std is None else f" ± {100 * std:.1f}"))
         rows.append(["mean ± std", "", *cells])
@@ -199,12 +204,32 @@ def metrics(run: Run) -> str:
     return text
 
 
-def _values(measured: Pooled) -> tuple[float, ...]:
+def over_seeds(runs: "Sequence[Run]") -> str:
+    """Return the mean over folds of runs that differ in their seed, and their mean and standard deviation."""
+    means = [[100 * run.metrics["mean"][name] for name in _METRICS] for run in runs]
+    rows = [["seed", *_TITLES]]
+    for run, values in zip(runs, means, strict=True):
+        rows.append([run.folder.name.removeprefix("seed-"), *(f"{value:.1f}" for value in values)])
+    if len(runs) > 1:
+        rows.append(
+            ["mean ± std", *(f"{mean(column):.1f} ± {stdev(column):.1f}" for column in zip(*means, strict=True))]
+        )
+    return table(rows)
+
+
+def _values(measured: "Pooled") -> tuple[float, ...]:
     return measured["wa"], measured["ua"], measured["macro_f1"], measured["weighted_f1"]
 
 
 def plugins() -> str:
     """Return every plug-in with its title."""
+    from featcache import registry
+    from featcache.aligner import Aligner
+    from featcache.corpus import Corpus
+    from featcache.stream import Stream
+    from heads.head import Head
+    from pipelines.config import preset_names, read_preset
+
     lines = []
     for heading, package, contract in (
         ("Corpora", "featcache.corpora", Corpus),
@@ -225,8 +250,12 @@ def plugins() -> str:
 
 
 @contextmanager
-def bar(name: str, unit: str = " steps") -> Iterator[OnProgress]:
+def bar(name: str, unit: str = " steps") -> "Iterator[OnProgress]":
     """Show a progress bar; yields a function that takes what is done and what there is to do."""
+    from tqdm import tqdm
+
+    from pipelines.extract import interval_s
+
     with tqdm(desc=name, unit=unit, file=sys.stderr, mininterval=interval_s()) as progress:
 
         def advance(done: int, total: int) -> None:

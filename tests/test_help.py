@@ -47,13 +47,50 @@ def test_list_shows_every_plugin_with_its_title() -> None:
     assert "not usable" not in output
 
 
-def test_help_imports_nothing_heavy() -> None:
+HEAVY = {"torch", "transformers", "librosa", "sklearn", "scipy", "matplotlib", "zarr", "h5py"}
+
+
+def imported_by(*arguments: object) -> set[str]:
+    """Run a command in a process of its own and return the top-level modules that it left imported."""
     code = (
-        "import sys, featcache, pipelines.cli; "
-        "print([m for m in ('torch', 'transformers', 'librosa', 'sklearn', 'matplotlib') if m in sys.modules])"
+        "import sys, pipelines.cli; "
+        f"pipelines.cli.app({[str(argument) for argument in arguments]!r}, standalone_mode=False); "
+        "print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    return set(result.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("extract", "--help"), ("train-heads", "--help")])
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    assert not imported_by(*arguments) & {*HEAVY, "numpy"}
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_info_imports_nothing_heavy(tmp_path: Path, backend: str) -> None:
+    manifest = write_corpus(tmp_path / "corpus", [0.3, 0.5])
+    extract(manifest, tmp_path / "cache", LogMel(), Options(device="cpu", backend=backend))
+    assert not imported_by("info", tmp_path / "cache") & HEAVY
+
+
+def test_coverage_does_not_import_torch(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "corpus", [0.3, 0.5])
+    manifest.write(tmp_path / "manifest.jsonl")
+    extract(manifest, tmp_path / "cache", LogMel(), Options(device="cpu"))
+    assert not imported_by("coverage", tmp_path / "cache", tmp_path / "manifest.jsonl") & {"torch", "transformers"}
+
+
+def test_what_a_command_imports_is_seen() -> None:
+    assert {"torch", "numpy", "yaml"} <= imported_by("describe", "linear_probe")
+
+
+def test_the_package_gives_its_public_names_when_asked() -> None:
+    code = "import sys, featcache; before = 'numpy' in sys.modules; from featcache import *; print(before, Cache, open)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("False <class 'featcache.cache.Cache'> <function open")
+    assert {name for name in featcache.__all__ if hasattr(featcache, name)} == set(featcache.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'opne'"):
+        _ = featcache.opne
 
 
 def test_the_readmes_plain_readers_read_every_utterance(tmp_path: Path) -> None:
