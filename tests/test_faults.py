@@ -46,17 +46,12 @@ def undisturbed(
 ) -> "Undisturbed":
     """A backend, a cache of it that nothing happened to, the bytes of every utterance, and the seconds it took."""
     cache = tmp_path_factory.mktemp("undisturbed") / "cache"
-    child = start(manifest, cache, request.param)
-    assert child.stdout is not None
-    child.stdout.readline()
-    began = time.monotonic()
-    assert child.communicate(timeout=300)[0]
-    lasted_s = time.monotonic() - began
+    finish(start(manifest, cache, request.param))
     stream = featcache.open(cache)["log_mel"]
-    return request.param, cache, {name: stream[name].tobytes() for name in stream.ids}, lasted_s
+    return request.param, cache, {name: stream[name].tobytes() for name in stream.ids}
 
 
-Undisturbed = tuple[str, Path, dict[str, bytes], float]
+Undisturbed = tuple[str, Path, dict[str, bytes]]
 
 
 @pytest.mark.heavy
@@ -64,7 +59,7 @@ Undisturbed = tuple[str, Path, dict[str, bytes], float]
 def test_a_killed_extraction_loses_nothing_and_ends_at_the_same_bytes(
     tmp_path: Path, manifest: Manifest, undisturbed: Undisturbed, how: signal.Signals, record_property: Record
 ) -> None:
-    backend, whole, truth, lasted_s = undisturbed
+    backend, whole, truth = undisturbed
     cost = Cost(how.name, backend)
     instants = random.Random(how.value)
     total = rounds = 0
@@ -79,13 +74,18 @@ def test_a_killed_extraction_loses_nothing_and_ends_at_the_same_bytes(
             began = time.monotonic()
             child.stdout.readline()
             waited = time.monotonic() - began
+            told = ""
+            # Struck some milliseconds after some utterance: before the first, between two, or as parts are written.
+            struck_at = instants.randrange(len(manifest) - len(held))
+            while computed(told) < struck_at and (line := child.stdout.readline()):
+                told += line
             try:
-                child.wait(instants.uniform(0.0, 0.9 * lasted_s))
+                child.wait(instants.uniform(0.0, 0.02))
             except subprocess.TimeoutExpired:
                 child.send_signal(how)
                 cost.injected += 1
                 cost.committed += len(held)
-            told, _ = child.communicate(timeout=300)
+            told += child.communicate(timeout=300)[0]
             total += computed(told)
             if held:
                 cost.recover_s = max(cost.recover_s, waited)
@@ -107,7 +107,7 @@ def test_a_killed_extraction_loses_nothing_and_ends_at_the_same_bytes(
 def test_several_extractors_at_once_leave_one_whole_cache(
     tmp_path: Path, manifest: Manifest, undisturbed: Undisturbed, number: int, record_property: Record
 ) -> None:
-    backend, whole, truth, _ = undisturbed
+    backend, whole, truth = undisturbed
     cost = Cost(f"{number} extractors at once", backend, injected=1)
     cache = tmp_path / "cache"
     began = time.monotonic()
@@ -128,7 +128,7 @@ def test_several_extractors_at_once_leave_one_whole_cache(
 def test_of_several_extractors_at_once_some_may_be_killed_and_the_others_do_their_parts(
     tmp_path: Path, manifest: Manifest, undisturbed: Undisturbed, number: int, record_property: Record
 ) -> None:
-    backend, whole, truth, _ = undisturbed
+    backend, whole, truth = undisturbed
     cost = Cost(f"one of {number} extractors at once killed", backend)
     instants = random.Random(number)
     total = rounds = 0
@@ -163,7 +163,7 @@ def limit(size: int) -> None:
 def test_a_file_that_cannot_grow_is_a_sentence_and_loses_nothing(
     tmp_path: Path, manifest: Manifest, undisturbed: Undisturbed, record_property: Record
 ) -> None:
-    backend, whole, truth, _ = undisturbed
+    backend, whole, truth = undisturbed
     cost = Cost("no more bytes to a file", backend)
     largest = max(len(content) for name, content in tree(whole).items() if "/part-" in name)
     total = 0
@@ -208,7 +208,7 @@ def mounted(script: str, *arguments: object) -> "subprocess.CompletedProcess[str
 def test_a_full_disk_is_a_sentence_and_loses_nothing(
     tmp_path: Path, manifest: Manifest, undisturbed: Undisturbed, record_property: Record
 ) -> None:
-    backend, whole, truth, _ = undisturbed
+    backend, whole, truth = undisturbed
     cost = Cost("disk full", backend)
     needed = sum(len(content) for content in tree(whole).values()) // 1024
     total = 0
