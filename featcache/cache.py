@@ -326,10 +326,9 @@ class CachedStream:
 
 def _locate(indices: Iterable[Index]) -> dict[str, Located]:
     """Return the current entry of each utterance: the latest input, and frames rather than stats alone."""
-    best: dict[str, tuple[tuple[int, bool, str], Located]] = {}
-    for index in indices:
+    best: dict[str, Located] = {}
+    for index in sorted(indices, key=lambda index: (index.tier == "frames", index.name)):
         for position, entry in enumerate(index.entries):
-            rank = (entry.generation, index.tier == "frames", index.name)
-            if entry.id not in best or rank > best[entry.id][0]:
-                best[entry.id] = (rank, Located(entry, index, position))
-    return {name: located for name, (_, located) in best.items()}
+            if entry.id not in best or entry.generation >= best[entry.id].entry.generation:
+                best[entry.id] = Located(entry, index, position)
+    return best
