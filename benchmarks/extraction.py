@@ -60,7 +60,7 @@ def run(quick: bool = False) -> list[dict[str, object]]:
     """Return a row for each contestant, and one for each error."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = _corpus(folder / "corpus", 4 if quick else 16)
+        manifest = _corpus(folder / "corpus", 4 if quick else 48)
         _save_model(folder / "model", quick)
         streams = {dtype: _load(folder / "model", dtype) for dtype in ("float32", "bfloat16")}
         inputs = [soundfile.read(manifest.audio_path(item), dtype="float32")[0] for item in manifest]

@@ -120,7 +120,7 @@ def _reading(folder: Path, factor: int) -> Iterator[Work]:
     yield "stats of an utterance", "utterance", number, stream.stats
     for head, steps in ((LinearProbe(), 1000), (LayerMix(), 1000), (MeanPool(), 100)):
         settings = FitSettings(steps=steps, eval_every=steps)
-        yield f"a step of {head.kind()}", "step", steps, partial(_train, head, stream, settings)
+        yield f"a step of {head.kind()}, with loading", "step", steps, partial(_train, head, stream, settings)
 
 
 def _frames(cache: Path, number: int) -> CachedStream:

@@ -1,9 +1,10 @@
 """Run folders: what a run leaves behind, for everything that compares, fuses or reports runs.
 
 A folder holds ``scores.csv`` (test utterances of every fold), and may hold ``validation_scores.csv`` (the same
-columns), ``metrics.json`` and ``config.yaml``, beside weights and logs that are not looked at here. A folder with
-a ``scores.csv`` alone, made by any other program, is a run. Metrics are always computed from the scores when a run
-is read, so that they cannot be out of date; ``metrics.json`` is there for other programs.
+columns), ``metrics.json``, ``config.yaml`` and ``manifest.jsonl`` (who says what in the utterances), beside weights and
+logs that are not looked at here. A folder with a ``scores.csv`` alone, made by any other program, is a run. Metrics are
+always computed from the scores when a run is read, so that they cannot be out of date; ``metrics.json`` is there for
+other programs.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from featcache.errors import ScoresError
+from featcache.errors import ManifestError, ScoresError
 from featcache.files import read_plain, write_atomically, write_json
+from featcache.manifest import Manifest
 from heads.metrics import Metrics, evaluate
 from heads.scores import Scores
 
@@ -33,6 +35,7 @@ class Run:
         validation_scores: validation utterances of every fold, or None where the run kept none.
         metrics: of the test scores; see `heads.metrics.evaluate`.
         config: how it was made, or None where the run does not say.
+        manifest: its utterances, with speakers, texts and recordings, or None where the run does not say.
     """
 
     folder: Path
@@ -40,6 +43,7 @@ class Run:
     validation_scores: Scores | None
     metrics: Metrics
     config: Mapping[str, Any] | None
+    manifest: Manifest | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +69,8 @@ def read_run(folder: str | Path) -> Run:
             f"{str(folder)!r}: 'scores.csv' has the classes {list(scores.classes)} and 'validation_scores.csv' "
             f"{list(validation.classes)}."
         )
-    return Run(folder, scores, validation, evaluate(scores), _read_config(folder / "config.yaml"))
+    config = _read_config(folder / "config.yaml")
+    return Run(folder, scores, validation, evaluate(scores), config, _read_manifest(folder / "manifest.jsonl", scores))
 
 
 def write_run(
@@ -100,6 +105,22 @@ def write_run(
     write_json(folder / "metrics.json", result)
     scores.write(folder / "scores.csv")
     return Run(folder, scores, validation_scores, result, config)
+
+
+def _read_manifest(path: Path, scores: Scores) -> Manifest | None:
+    if not path.is_file():
+        return None
+    try:
+        manifest = Manifest.read(path)
+    except ManifestError as error:
+        raise ScoresError(f"{error} Make the run again, or remove the file.") from None
+    lacking = sorted(set(scores.ids) - set(manifest.ids))
+    if lacking:
+        raise ScoresError(
+            f"{str(path)!r} lacks {len(lacking)} of the utterances that are scored, such as {lacking[0]!r}. It may be "
+            "another run's: make the run again, or remove the file."
+        )
+    return manifest
 
 
 def _read_config(path: Path) -> Mapping[str, Any] | None:

@@ -15,7 +15,7 @@ from featcache import __version__
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, ProtocolError
 from featcache.files import write_atomically
-from featcache.manifest import Utterance
+from featcache.manifest import Manifest, Utterance
 from heads.fold_files import save_folds
 from heads.folds import Fold
 from heads.head import Outcome, Task
@@ -24,6 +24,7 @@ from heads.scores import Scores
 
 TRAINING_FILES = (
     "folds.json", "candidates.csv", "curves.csv", "layer_weights.csv", "weights.safetensors", "log.txt",
+    "manifest.jsonl",
 )  # fmt: skip
 """What a training leaves in a run folder beside the scores."""
 
@@ -83,7 +84,9 @@ def existing_run(out: Path, digest: str, overwrite: bool) -> Run | None:
     return None
 
 
-def write_training(out: Path, task: Task, outcomes: Sequence[Outcome], record: dict[str, Any]) -> Run:
+def write_training(
+    out: Path, task: Task, outcomes: Sequence[Outcome], record: dict[str, Any], manifest: Manifest | None = None
+) -> Run:
     """Write all files of a training.
 
     Args:
@@ -91,6 +94,7 @@ def write_training(out: Path, task: Task, outcomes: Sequence[Outcome], record: d
         task: what was learnt.
         outcomes: one for each fold.
         record: how it was made, in plain values; what each fold chose is added.
+        manifest: the utterances of all folds, for readers of the scores: speakers, texts, recordings.
 
     Raises:
         ProtocolError: no fold has a test part.
@@ -103,6 +107,8 @@ def write_training(out: Path, task: Task, outcomes: Sequence[Outcome], record: d
     for left in out.glob(".tmp-*"):
         left.unlink(missing_ok=True)
     save_folds(task.folds, out / "folds.json")
+    if manifest is not None:
+        manifest.write(out / "manifest.jsonl")
     _write_csv(
         out / "candidates.csv",
         [

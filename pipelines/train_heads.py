@@ -3,6 +3,7 @@
 The folder holds, beside ``scores.csv``, ``validation_scores.csv``, ``metrics.json`` and ``config.yaml``:
 
 * ``folds.json``: the ids of each part of each fold;
+* ``manifest.jsonl``: the utterances, as they were learnt: the column ``label`` is what was to be told apart;
 * ``candidates.csv``: every setting tried in every fold, with its metric on validation and, for readers, on test;
 * ``curves.csv``: loss and metric on validation, for each evaluation of the chosen candidate;
 * ``layer_weights.csv``: what each layer contributes, where the head mixes layers;
@@ -131,7 +132,8 @@ def run(
         "seconds": round(seconds, 3),
         "versions": versions(),
     }
-    trained = Trained(write_training(out, task, outcomes, record), folds, dropped)
+    written = write_training(out, task, outcomes, record, Manifest(kept, manifest.folder))
+    trained = Trained(written, folds, dropped)
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     return trained
 

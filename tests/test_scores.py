@@ -1,12 +1,14 @@
 """Score tables, score files and run folders."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featcache import Manifest, Utterance
 from featcache.errors import ScoresError
 from heads.metrics import evaluate
 from heads.runs import read_run, write_run
@@ -276,3 +278,19 @@ def test_a_malformed_configuration_is_named(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ScoresError, match=message):
         read_run(tmp_path)
+
+
+def test_a_run_knows_who_said_what_and_refuses_another_runs_manifest(tmp_path: Path) -> None:
+    scores = Scores(["a", "b"], ["1", "1"], ["x", "y"], ("x", "y"), np.array([[0.5, 0.5], [0.2, 0.8]]))
+    write_run(tmp_path / "run", scores)
+    assert read_run(tmp_path / "run").manifest is None
+    Manifest([Utterance("a", text="Oh.", speaker="s1"), Utterance("b")]).write(tmp_path / "run" / "manifest.jsonl")
+    manifest = read_run(tmp_path / "run").manifest
+    assert manifest is not None
+    assert (manifest[0].text, manifest[0].speaker) == ("Oh.", "s1")
+    Manifest([Utterance("a")]).write(tmp_path / "run" / "manifest.jsonl")
+    with pytest.raises(ScoresError, match=r"manifest.jsonl' lacks 1 of the utterances that are scored, such as 'b'"):
+        read_run(tmp_path / "run")
+    (tmp_path / "run" / "manifest.jsonl").write_text("no manifest\n")
+    with pytest.raises(ScoresError, match="Make the run again"):
+        read_run(tmp_path / "run")
