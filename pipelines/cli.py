@@ -20,6 +20,7 @@ from pipelines.options import (
     CacheArg,
     CacheOpt,
     DeviceOpt,
+    DevicesOpt,
     ManifestArg,
     PresetOpt,
     WorkersOpt,
@@ -107,7 +108,7 @@ def extract(
         str | None,
         typer.Option("--tier", help="frames, or stats to keep only mean and std over time.", show_default="frames"),
     ] = None,
-    device: DeviceOpt = None,
+    device: DevicesOpt = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Most utterances in a batch.", show_default="8")
     ] = None,

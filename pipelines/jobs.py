@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -178,6 +179,10 @@ def _serve() -> None:
         work(on_progress=on_progress, on_message=lambda text: tell(message=text))
     except (FeatcacheError, OSError) as error:
         tell(failure=str(error))
+    except Exception as error:  # a fault of ours, or of a library
+        traceback.print_exc()
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        tell(failure=f"{type(error).__name__}: {error}{notes}")
     else:
         tell(done=True)
 
