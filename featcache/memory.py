@@ -7,13 +7,20 @@ written is most of them. The limits of control groups (containers, batch systems
 import os
 from pathlib import Path
 
+PROCESSES = "FEATCACHE_PROCESSES"
+"""Environment variable: how many processes share the machine's memory, this one among them; unset is one."""
+
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Return how many bytes can be taken without swapping, or being killed for it.
+    """Return how many bytes can be taken without swapping, or being killed for it; a share of them, among several.
 
     Args:
         root: folder that holds ``proc`` and ``sys``.
     """
+    return _left(root) // int(os.environ.get(PROCESSES, "1"))
+
+
+def _left(root: Path) -> int:
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         [available] = [line for line in lines if line.startswith("MemAvailable:")]

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from featcache.errors import FeatcacheError
+from featcache.memory import PROCESSES
 
 _BOOT = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import json, sys; "
@@ -54,7 +55,7 @@ def run(
 
     Args:
         jobs: the jobs.
-        at_once: most processes at a time; the cores are shared out among them.
+        at_once: most processes at a time; cores and memory are shared out among them.
         on_progress: called with a job's name, what it has done and what there is to do; one call at a time.
         on_message: called with a job's name and a sentence; one call at a time.
 
@@ -64,7 +65,6 @@ def run(
     if not jobs:
         return {}
     at_once = max(1, min(at_once, len(jobs)))
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     lock = threading.Lock()
     children: list[_Child] = []
     failures: dict[str, str] = {}
@@ -74,7 +74,7 @@ def run(
         with lock:
             if stopped:
                 return
-            child = _Child(threads)
+            child = _Child(at_once)
             children.append(child)
         child.give(job)  # it may take a while to read its work, and nobody is to wait for that
         for reply in child.replies():
@@ -105,10 +105,12 @@ def run(
 class _Child:
     """A process that does one job, seen from the parent."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, at_once: int) -> None:
         path = [os.path.abspath(entry) for entry in sys.path]
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  what it and its libraries print
+        threads = max(1, len(os.sched_getaffinity(0)) // at_once)
         shares = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        shares[PROCESSES] = str(at_once)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _BOOT, json.dumps(path)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._told, env={**os.environ, **shares},

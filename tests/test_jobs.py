@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from featcache.errors import ConfigError
+from featcache.memory import PROCESSES
 from pipelines import jobs
 from pipelines.jobs import Job
 
@@ -24,7 +25,7 @@ def write(path: Path, on_progress: Progress, on_message: Message) -> None:
     print("libraries print, and nothing breaks")
     on_progress(1, 2)
     on_message("half")
-    path.write_text(f"{os.environ['OMP_NUM_THREADS']} {os.getpid()}")
+    path.write_text(f"{os.environ['OMP_NUM_THREADS']} {os.getpid()} {os.environ[PROCESSES]}")
     on_progress(2, 2)
 
 
@@ -71,16 +72,18 @@ def test_jobs_tell_how_far_they_are_and_what_they_say(tmp_path: Path) -> None:
     assert failures == {}
     assert said == [("a", "half"), ("b", "half")]
     assert [told for told in seen if told[1] == 2] == [("a", 2, 2), ("b", 2, 2)]
-    threads, pids = zip(*(path.read_text().split() for path in (tmp_path / "a", tmp_path / "b")), strict=True)
+    threads, pids, _ = zip(*(path.read_text().split() for path in (tmp_path / "a", tmp_path / "b")), strict=True)
     assert set(threads) == {str(len(os.sched_getaffinity(0)))}
     assert len({*pids, str(os.getpid())}) == 3
 
 
-def test_jobs_share_the_cores(tmp_path: Path) -> None:
+def test_jobs_share_the_cores_and_the_memory(tmp_path: Path) -> None:
     both = [Job(name, partial(write, tmp_path / name)) for name in ("a", "b")]
     jobs.run(both, 2)
     share = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    assert {(tmp_path / name).read_text().split()[0] for name in ("a", "b")} == {share}
+    for name in ("a", "b"):
+        threads, _, processes = (tmp_path / name).read_text().split()
+        assert (threads, processes) == (share, "2")
 
 
 def test_jobs_run_at_the_same_time(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.memory import available_bytes
+from featcache.memory import PROCESSES, available_bytes
 
 GIB = 2**30
 
@@ -28,6 +28,11 @@ def test_without_groups_it_is_what_the_machine_has_available(root: Path) -> None
     assert available_bytes(root) == 8 * GIB
     write(root, "proc/self/cgroup", "0::/user\n")
     assert available_bytes(root) == 8 * GIB
+
+
+def test_several_processes_share_what_is_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROCESSES, "4")
+    assert available_bytes(root) == 2 * GIB
 
 
 def test_a_group_above_may_leave_less_and_files_in_memory_count_as_free(root: Path) -> None:
