@@ -1,16 +1,14 @@
 """Writing a cache: a part is written aside, flushed, renamed into place, and committed by its index.
 
 Killed at any instant, everything committed is whole. What a killed process left aside lies in ``CACHE/.tmp`` and is
-removed by the next writer, which can tell by the lock that the dead process no longer holds.
+removed by the next writer, see :mod:`featcache.claims`.
 """
 
-import fcntl
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 
 from featcache import dtypes
 from featcache.backend import Backend, load_backend
-from featcache.claims import SUFFIX
+from featcache.claims import remove, remove_abandoned, workplace
 from featcache.errors import CacheError, StreamError
 from featcache.files import sync, write_json
 from featcache.index import FORMAT, Entry, Index, checksum
@@ -150,6 +148,7 @@ class StreamWriter:
         self._backend_name = backend
         self.tier = tier
         self._compress = compress
+        self._is_new = not cache.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_abandoned(cache)
@@ -170,6 +169,8 @@ class StreamWriter:
         remove_abandoned(self.folder.parent)  # of writers that were killed meanwhile
         with suppress(OSError):  # it holds what was committed
             self.folder.rmdir()
+            if self._is_new:
+                self.folder.parent.rmdir()
 
     def write_spec(self) -> None:
         """Write what decides the stream's numbers, and what made it, unless that is there."""
@@ -241,7 +242,7 @@ class StreamWriter:
                     raise
             sync(self.folder, below=False)
         finally:
-            _remove(aside)
+            remove(aside)
 
 
 def _reason(error: OSError) -> str:
@@ -283,66 +284,3 @@ def _entries(utterances: Sequence[Stored]) -> tuple[Entry, ...]:
         entries.append(Entry(item.id, item.input, start, item.num_frames, digest, item.generation))
         start += item.num_frames
     return tuple(entries)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def workplace(cache: Path) -> Iterator[Path]:
-    """Open a folder for temporary files of a cache, locked against clean-up while it is open."""
-    folder, lock = _make_workplace(cache / ".tmp")
-    try:
-        yield folder
-    finally:
-        os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another writer still works there
-            folder.parent.rmdir()
-
-
-def _make_workplace(aside: Path) -> tuple[Path, int]:
-    """Make a folder to write in, and lock it; where the file system has no locks, nobody cleans up either."""
-    while True:
-        workplace = aside / secrets.token_hex(8)
-        try:
-            workplace.mkdir(parents=True)
-            lock = os.open(workplace / "lock", os.O_CREAT | os.O_RDWR)
-        except FileNotFoundError:  # another writer took it for abandoned, or removed the empty `.tmp`
-            continue
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        if os.fstat(lock).st_nlink:
-            return workplace, lock
-        os.close(lock)
-
-
-def remove_abandoned(cache: Path) -> None:
-    """Remove what killed writers left: a live one holds a lock on its workplace, and on each part that it claimed."""
-    aside = cache / ".tmp"
-    try:
-        names = os.listdir(aside)
-    except OSError:  # there is none
-        return
-    for left in (aside / name for name in names):
-        try:
-            lock = os.open(left if left.suffix == SUFFIX else left / "lock", os.O_RDWR)
-        except OSError:
-            with suppress(OSError):  # killed before it locked, hence empty
-                left.rmdir()
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue
-        else:
-            with suppress(FileNotFoundError):  # its owner took it away before it was locked here
-                _remove(left)
-        finally:
-            os.close(lock)
-    with suppress(OSError):  # a live writer works there
-        aside.rmdir()

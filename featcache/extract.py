@@ -19,7 +19,8 @@ from featcache.backend import load_backend
 from featcache.cache import Cache, CachedStream, read_spec
 from featcache.catalogue import renew_catalogue
 from featcache.checkpoints import COMPUTE_DTYPES
-from featcache.commit import StreamWriter, remove_abandoned, workplace
+from featcache.claims import remove_abandoned, workplace
+from featcache.commit import StreamWriter
 from featcache.errors import CacheError, ConfigError
 from featcache.manifest import Manifest
 from featcache.plan import Plan, make_plan
@@ -176,7 +177,7 @@ def extract(
         options: how to compute and store.
         on_planned: called once with the plan, before a model loads.
         on_done: called with a number of utterances and their audio in seconds, as they are computed; and with zeros
-            while other processes have all that is left.
+            when the model is loaded, and while other processes have all that is left.
         on_checked: called with 1 for each utterance whose input was compared with the cache.
         on_message: called with lines of progress of streams that work on the whole corpus at once.
         made: kind to full name, of streams that the same command made before; what is made of them finds them so.
@@ -187,28 +188,46 @@ def extract(
         CheckpointError: the model cannot be loaded.
     """
     cache = Path(cache)
-    stream, spec, cached, plan = plan_stream(manifest, cache, stream, options, on_checked, made)
+    stream, spec, _, plan = plan_stream(manifest, cache, stream, options, on_checked, made)
     on_planned(plan)
+    return carry_out(plan, manifest, cache, stream, spec, options, on_done, on_message, on_elsewhere)
+
+
+def carry_out(
+    plan: Plan,
+    manifest: Manifest,
+    cache: Path,
+    stream: Stream,
+    spec: StreamSpec,
+    options: Options,
+    on_done: Callable[[int, float], None] = lambda *_: None,
+    on_message: Callable[[str], None] = lambda _: None,
+    on_elsewhere: Callable[[int, float], None] = lambda *_: None,
+) -> Summary:
+    """Do what is planned: :func:`extract` from there on, with the stream bound to its place.
+
+    Several processes may carry out one plan, and compare the inputs with the cache only once for all of them.
+    """
     summary = Summary(spec.name, present=plan.present, changed=plan.changed, failures=dict(plan.failures))
-    if cached is None:
-        summary.others = different_streams(Path(cache), spec)
-    recorded = cached.failures if cached is not None else {}
-    unrecorded = any(recorded.get(name) != reason for name, reason in plan.failures.items())
-    spec_is_lost = cached is not None and not (cached.path / "stream.json").exists()
+    if not plan.seen:
+        summary.others = different_streams(cache, spec)
+    unrecorded = any(plan.recorded.get(name) != reason for name, reason in plan.failures.items())
+    spec_is_lost = bool(plan.seen) and not (cache / spec.name / "stream.json").exists()
     if plan.parts:
         _check_room(cache, plan)
-        extractor = stream.load(resolve_device(options.device), options.compute_dtype)
+        device = resolve_device(options.device)
     if plan.parts or unrecorded or spec_is_lost:
         with StreamWriter(cache, spec, options.backend, _tier(spec, options), options.compress) as writer:
             if spec_is_lost:
                 writer.write_spec()
             try:
                 if plan.parts:
-                    with closing(extractor):
+                    with closing(stream.load(device, options.compute_dtype)) as extractor:
+                        on_done(0, 0.0)
                         stages = Stages(
-                            manifest, stream, spec, options, extractor, writer, recorded, summary, on_done, on_elsewhere
+                            plan, manifest, stream, spec, options, extractor, writer, summary, on_done, on_elsewhere
                         )
-                        stages.run(plan, cached.indices if cached is not None else (), on_message)
+                        stages.run(on_message)
                 elif unrecorded:
                     writer.commit([], plan.failures, plan.generations)
             finally:

@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from featcache import audio
+from featcache import audio, claims
 from featcache.cache import CachedStream
 from featcache.errors import FeatcacheError, StreamError
 from featcache.manifest import Manifest, Utterance
@@ -53,6 +53,9 @@ class Plan:
         failures: id to reason, of utterances that cannot even be planned.
         generations: generation that those failures are of, where the cache holds the utterance for another input.
         sample_rate_hz: rate of the audio; None for text.
+        seen: names of the parts in the cache that it was made from.
+        recorded: id to reason, of failures that these tell.
+        tried: claims that live processes had tried by then, see :func:`featcache.claims.tried`.
     """
 
     parts: list[list[Item]] = field(default_factory=list)
@@ -61,6 +64,9 @@ class Plan:
     failures: dict[str, str] = field(default_factory=dict)
     generations: dict[str, int] = field(default_factory=dict)
     sample_rate_hz: int | None = None
+    seen: frozenset[str] = frozenset()
+    recorded: dict[str, str] = field(default_factory=dict)
+    tried: frozenset[str] = frozenset()
 
     @property
     def items(self) -> list[Item]:
@@ -167,6 +173,8 @@ def make_plan(
             plan.failures[utterance.id] = str(error)
     wanted = {item.utterance.id: item for item in everything}
     if cached is not None:
+        plan.seen, plan.recorded = frozenset(cached.indices), cached.failures
+        plan.tried = claims.tried(cached.path.parent / claims.ASIDE)
         known = [item for item in everything if item.utterance.id in cached]
         for item, state in zip(known, _compare(stream, manifest, cached, known, tier, on_checked), strict=True):
             name = item.utterance.id

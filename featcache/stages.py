@@ -6,7 +6,7 @@ thread writes the part before. At most three parts are in memory, whatever the s
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.commit import Stored, StreamWriter, store
 from featcache.errors import FeatcacheError, StreamError
+from featcache.files import listed
 from featcache.manifest import Manifest
 from featcache.plan import Input, Item, Plan, stream_input
 from featcache.sharing import Share, Sharing
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _SHOWN_FAILURES = 10
 _MOST_STORING = 8  # threads
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")  # the CPU, CUDA, its libraries
 
 logger = logging.getLogger(__name__)
 
@@ -37,41 +39,38 @@ class Stages:
     """The stages of one extraction.
 
     Attributes:
+        plan: what to compute.
         manifest: the utterances wanted.
         stream: the stream wanted.
         spec: what decides its numbers.
         options: how to compute and store.
         extractor: its loaded model.
         writer: where parts are committed.
-        recorded: failures that the cache told before, id to reason.
         summary: what was done is added to it.
         on_done: see :func:`featcache.extract.extract`.
         on_elsewhere: likewise.
     """
 
+    plan: Plan
     manifest: Manifest
     stream: Stream
     spec: StreamSpec
     options: "Options"
     extractor: Extractor
     writer: StreamWriter
-    recorded: Mapping[str, str]
     summary: "Summary"
     on_done: Callable[[int, float], None]
     on_elsewhere: Callable[[int, float], None]
     num_failed: int = 0
 
-    def run(self, plan: Plan, seen: Iterable[str], on_message: Callable[[str], None]) -> None:
+    def run(self, on_message: Callable[[str], None]) -> None:
         """Compute and commit every part of the plan; an interruption loses the part in hand, and no other.
 
         Args:
-            plan: what to compute.
-            seen: names of the parts that it was made from.
             on_message: called with lines of progress.
         """
-        generations = plan.generations | {item.utterance.id: item.generation for item in plan.items}
         with ExitStack() as stack:
-            shares = stack.enter_context(closing(self._sharing(plan, seen)))
+            shares = stack.enter_context(closing(self._sharing()))
             if type(self.extractor).prepare is not Extractor.prepare:
                 shares.all_at_once()
                 if shares.items:
@@ -83,19 +82,19 @@ class Stages:
             pending: Future[None] | None = None
             for share, inputs in self._decoded(shares):
                 # Those of the plan go with its first part, whoever computes that.
-                failures = self._unrecorded(plan, shares) if share.number == 0 else {}
+                failures = self._unrecorded(shares) if share.number == 0 else {}
                 stored = self._compute(share.items, inputs, failures, storers)
                 if pending is not None:
                     pending.result()
-                pending = writers.submit(self._commit, stored, failures, generations, share)
+                pending = writers.submit(self._commit, stored, failures, share)
             if pending is not None:
                 pending.result()
             shares.look()
-            left = self._unrecorded(plan, shares)
+            left = self._unrecorded(shares)
             if left:
-                self.writer.commit([], left, generations)
+                self.writer.commit([], left, self.plan.generations)
 
-    def _sharing(self, plan: Plan, seen: Iterable[str]) -> Sharing:
+    def _sharing(self) -> Sharing:
         def elsewhere(item: Item, failure: str | None) -> None:
             if failure is None:
                 self.summary.elsewhere.append(item.utterance.id)
@@ -104,14 +103,13 @@ class Stages:
             self.on_elsewhere(1, self._audio_s([item]))
 
         return Sharing(
-            self.writer.folder.parent, self.writer.folder, plan.parts, self.manifest, self.stream, self.writer.tier,
-            seen, elsewhere, lambda: self.on_done(0, 0.0),
-        )  # fmt: skip
+            self.plan, self.writer.folder, self.writer.tier, self._read, elsewhere, lambda: self.on_done(0, 0.0)
+        )
 
-    def _unrecorded(self, plan: Plan, shares: Sharing) -> dict[str, str]:
+    def _unrecorded(self, shares: Sharing) -> dict[str, str]:
         """Return the failures of the plan that no index tells yet."""
-        told = {**self.recorded, **{name: reason for name, (_, reason) in shares.failures.items()}}
-        return {name: reason for name, reason in plan.failures.items() if told.get(name) != reason}
+        told = {**self.plan.recorded, **{name: reason for name, (_, reason) in shares.failures.items()}}
+        return {name: reason for name, reason in self.plan.failures.items() if told.get(name) != reason}
 
     def _decoded(self, shares: Sharing) -> Iterator[tuple[Share, list[Input | FeatcacheError]]]:
         """Yield each part with its inputs, reading the next one meanwhile."""
@@ -136,6 +134,8 @@ class Stages:
             return stream_input(self.stream, self.manifest, item.utterance)
         except FeatcacheError as error:
             return error
+        except MemoryError as error:
+            return _memory_ran_out(error)
 
     def _compute(
         self,
@@ -166,21 +166,24 @@ class Stages:
         before: tuple[list[_Read], Callable[[], Sequence[Features | Exception]]] | None = None
         for batch in self.stream.batches([len(read.value) for _, read in good], self.options.batch_size):
             chosen = [good[index] for index in batch]
-            now = chosen, self._start([read.value for _, read in chosen])
+            values = [read.value for _, read in chosen]
+            results = self._start(values)
             if before is not None:  # which a GPU computed while this one was made ready
                 finish(*before)
-            before = now
+            before = None if results is None else (chosen, results)
+            if results is None:
+                finish(chosen, partial(self.extractor.extract, values))
         if before is not None:
             finish(*before)
         return [stored[item.utterance.id] for item in part if item.utterance.id in stored]
 
-    def _start(self, values: Sequence[Any]) -> Callable[[], Sequence[Features | Exception]]:
-        """Start a batch where the extractor can; return what waits for it."""
+    def _start(self, values: Sequence[Any]) -> Callable[[], Sequence[Features | Exception]] | None:
+        """Start a batch where the extractor can, and return what waits for it; otherwise None."""
         if isinstance(self.extractor, StagedExtractor):
             # What fails is tried again when nothing else runs, and fails then.
-            with suppress(FeatcacheError, MemoryError, RuntimeError):
+            with suppress(Exception):
                 return self.extractor.start(values)
-        return partial(self.extractor.extract, values)
+        return None
 
     def _wait(
         self, chosen: Sequence[_Read], results: Callable[[], Sequence[Features | Exception]]
@@ -191,14 +194,13 @@ class Stages:
         except FeatcacheError as error:
             if len(chosen) == 1:
                 return [error]
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not _is_out_of_memory(error):
-                error.add_note(f"while stream {self.spec.name} computed a batch of {len(chosen)} utterances")
+                names = listed(item.utterance.id for item, _ in chosen)
+                error.add_note(f"while stream {self.spec.name} computed a batch of {len(chosen)} utterances: {names}")
                 raise
             if len(chosen) == 1:
-                return [
-                    StreamError(f"memory ran out: {error}. Leave it out, cut it, or compute it on a larger device.")
-                ]
+                return [_memory_ran_out(error)]
         # Outside the except blocks, whose error would keep the failed batch's tensors alive.
         return [
             result for one in chosen for result in self._wait([one], partial(self.extractor.extract, [one[1].value]))
@@ -214,6 +216,8 @@ class Stages:
             return store(item.utterance.id, read.digest, item.generation, features, self.spec, self.writer.tier)
         except FeatcacheError as error:
             return error
+        except MemoryError as error:
+            return _memory_ran_out(error)
 
     def _check_length(self, read: Input, features: Features) -> None:
         """Refuse frames that disagree with the audio they are of."""
@@ -232,20 +236,18 @@ class Stages:
             logger.warning("%s: %r failed: %s", self.spec.kind, name, reason)
         elif self.num_failed == _SHOWN_FAILURES + 1:
             logger.warning("%s: further failures are not shown here; the cache keeps them", self.spec.kind)
-        if self.recorded.get(name) != reason:
+        if self.plan.recorded.get(name) != reason:
             failures[name] = reason
 
     def _audio_s(self, items: Sequence[Item]) -> float:
         return 0.0 if self.stream.input == "text" else sum(item.length for item in items) / self.stream.sample_rate_hz
 
-    def _commit(
-        self, stored: Sequence[Stored], failures: Mapping[str, str], generations: Mapping[str, int], share: Share
-    ) -> None:
+    def _commit(self, stored: Sequence[Stored], failures: Mapping[str, str], share: Share) -> None:
         with closing(share):
             if not stored and not failures:
                 return
-            generations = {**generations, **{item.utterance.id: item.generation for item in share.items}}
-            self.writer.commit(stored, failures, generations)
+            generations = {item.utterance.id: item.generation for item in share.items}
+            self.writer.commit(stored, failures, self.plan.generations | generations)
         self.summary.computed += [item.id for item in stored]
         for item in stored:
             arrays = [*item.frame_arrays.values(), *item.utterance_arrays.values()]
@@ -254,7 +256,14 @@ class Stages:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Say whether memory ran out, on a GPU or, where torch raises a bare RuntimeError, on the CPU."""
+    """Say whether memory ran out; outside its own allocator, torch says so in a bare RuntimeError."""
     import torch
 
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, RuntimeError):
+        return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError)
+
+
+def _memory_ran_out(error: Exception) -> StreamError:
+    said = str(error).rstrip(".") or type(error).__name__
+    return StreamError(f"memory ran out: {said}. Leave it out, cut it, or compute it on a larger device.")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from featcache.cache import DESCRIPTION, Cache, CachedStream, read_spec
 from featcache.catalogue import damaged_view, renew_catalogue
-from featcache.commit import StreamWriter, workplace
+from featcache.claims import workplace
+from featcache.commit import StreamWriter
 from featcache.errors import CacheError, FeatcacheError
 from featcache.files import sync
 from featcache.index import Index

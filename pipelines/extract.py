@@ -126,8 +126,17 @@ def run(
     for stream in load_streams(config, manifest, cache):
         with _Bar(stream) as bar, _Interrupts() as interrupts:
 
+            def checked(count: int, bar: _Bar = bar, interrupts: _Interrupts = interrupts) -> None:
+                bar.checked(count)
+                interrupts.check()
+
             def done(count: int, audio_s: float, bar: _Bar = bar, interrupts: _Interrupts = interrupts) -> None:
+                interrupts.at_once = len(names) > 1  # from now on a model runs, here or in other processes
                 bar.done(count, audio_s)
+                interrupts.check()
+
+            def elsewhere(count: int, audio_s: float, bar: _Bar = bar, interrupts: _Interrupts = interrupts) -> None:
+                bar.elsewhere(count, audio_s)
                 interrupts.check()
 
             def told(text: str, bar: _Bar = bar, interrupts: _Interrupts = interrupts) -> None:
@@ -135,8 +144,8 @@ def run(
                 interrupts.check()
 
             summary = extraction(
-                manifest, cache, stream, config, on_planned=bar.planned, on_done=done, on_checked=bar.checked,
-                on_message=told, made=made, on_elsewhere=bar.elsewhere,
+                manifest, cache, stream, config, on_planned=bar.planned, on_done=done, on_checked=checked,
+                on_message=told, made=made, on_elsewhere=elsewhere,
             )  # fmt: skip
         made[stream.kind()] = summary.stream
         on_summary(summary)
@@ -155,9 +164,13 @@ class _Interrupts:
 
     An exception raised in the middle of a model may vanish in its C code: openSMILE's callback swallows it, and the
     utterance would be taken for a bad one.
+
+    Attributes:
+        at_once: the first one interrupts at once; so it is until a model runs.
     """
 
     def __init__(self) -> None:
+        self.at_once = True
         self._received = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -171,7 +184,8 @@ class _Interrupts:
             signal.signal(name, handler)
 
     def _receive(self, *_: object) -> None:
-        if self._received:
+        if self._received or self.at_once:
+            self._received = True  # should the exception vanish
             raise KeyboardInterrupt
         self._received = True
         tqdm.write("Stopping after this batch; once more stops at once.", file=sys.stderr)
@@ -215,7 +229,7 @@ class _Bar:
                 total=self._total, desc=self._name, file=sys.stderr, unit="h" if self._by_audio else " utt",
                 bar_format=form if self._by_audio else None, mininterval=interval_s(),
             )  # fmt: skip
-            self._count, self._all = 0, len(plan.items)
+            self._count, self._all, self._amount = 0, len(plan.items), 0.0
 
     def told(self, text: str) -> None:
         """Show a line of progress of a program that works on the whole corpus at once."""
@@ -231,9 +245,10 @@ class _Bar:
         if self._bar is None:
             return
         self._count += count
+        self._amount += audio_s / 3600 if self._by_audio else count
         elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
         speed = f", {self._audio_s / elapsed:.1f} x real time" if self._by_audio else ""
-        self._bar.set_postfix_str(f"{self._count}/{self._all} utterances{speed}", refresh=False)
-        amount = audio_s / 3600 if self._by_audio else count
-        left = self._total - self._bar.n
-        self._bar.update(left if self._count == self._all else min(amount, left))  # sums of hours are rounded
+        self._bar.set_postfix_str(f"{min(self._count, self._all)}/{self._all} utterances{speed}", refresh=False)
+        # Sums of hours are rounded, and what a process did that ended early may be counted twice for a while.
+        now = self._total if self._count >= self._all else min(self._amount, self._total)
+        self._bar.update(now - self._bar.n)

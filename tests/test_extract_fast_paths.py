@@ -1,5 +1,7 @@
 """Fast paths of an extraction give the bits of the slow ones."""
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from makers import speech_checkpoint, tone, write_corpus
 from test_cache import Ramp, RampExtractor, expected, tree
 
 import featcache
+from featcache import commit, stages
 from featcache.commit import store
-from featcache.errors import StreamError
+from featcache.errors import CacheError, StreamError
 from featcache.extract import Options, extract
 from featcache.staging import StagedExtractor, Staging
 from featcache.stream import Features, StreamSpec
@@ -119,21 +122,74 @@ def test_the_next_batch_runs_while_one_is_fetched_and_the_cache_is_the_same(tmp_
     assert tree(tmp_path / "staged") == tree(tmp_path / "plain")
 
 
-@pytest.mark.parametrize("error", [MemoryError("no more"), torch.OutOfMemoryError("no more"), StreamError("a fault")])
+OUT_OF_MEMORY = [
+    MemoryError("no more"),
+    torch.OutOfMemoryError("no more"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+ORDER_AFTER = {
+    # The second batch, once the first is finished, and before the third is started.
+    "start_2": ["start 1", "start 2", "finish 1", "start 3", "finish 3", "start 4", "finish 4"],
+    # Its two utterances, one after the other, while the third batch is under way.
+    "finish_2": ["start 1", "start 2", "finish 1", "start 3", "finish 2", "start 4", "finish 4", "start 5", "finish 5",
+                 "finish 3"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [*OUT_OF_MEMORY, StreamError("a fault")], ids=str)
 @pytest.mark.parametrize("when", ["start_2", "finish_2"])
 def test_a_batch_that_fails_is_run_again_alone(tmp_path: Path, when: str, error: Exception) -> None:
     manifest = write_corpus(tmp_path / "corpus", DURATIONS_S)
     stream = staged(**{when: error})
     summary = extract(manifest, tmp_path / "cache", stream, Options(device="cpu"))
     assert (summary.computed, summary.failures) == (manifest.ids, {})
-    # Nothing else is under way when it is tried again.
-    assert stream.log[-2:] == ["start 5", "finish 5"] or stream.log[-1] == "finish 3"
+    assert stream.log == ORDER_AFTER[when]
     cached = featcache.open(tmp_path / "cache")["ramp"]
     assert all(np.array_equal(cached[name], expected(manifest, name).astype("float16")) for name in manifest.ids)
 
 
-def test_a_fault_of_a_model_is_raised_and_says_where(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, IndexError, ValueError])
+@pytest.mark.parametrize("when", [["finish_2"], ["start_2", "start_3"]], ids=str)
+def test_a_fault_of_a_model_is_raised_and_says_where(tmp_path: Path, when: list[str], kind: type[Exception]) -> None:
     manifest = write_corpus(tmp_path / "corpus", DURATIONS_S)
-    with pytest.raises(RuntimeError, match="a bug") as caught:
-        extract(manifest, tmp_path / "cache", staged(finish_2=RuntimeError("a bug")), Options(device="cpu"))
-    assert "a batch of 2 utterances" in caught.value.__notes__[0]
+    with pytest.raises(kind, match="a bug") as caught:
+        extract(manifest, tmp_path / "cache", staged(**dict.fromkeys(when, kind("a bug"))), Options(device="cpu"))
+    assert caught.value.__notes__ == [f"while stream {Ramp().spec().name} computed a batch of 2 utterances: u002, u003"]
+
+
+@pytest.mark.parametrize("where", ["store", "stream_input"])
+def test_memory_that_runs_out_beside_the_model_costs_one_utterance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    manifest = write_corpus(tmp_path / "corpus", DURATIONS_S)
+    real = getattr(stages, where)
+
+    def full(*arguments: Any) -> Any:
+        if arguments[0] == "u001" or getattr(arguments[-1], "id", "") == "u001":
+            raise MemoryError("Unable to allocate 3.00 GiB")
+        return real(*arguments)
+
+    monkeypatch.setattr(stages, where, full)
+    summary = extract(manifest, tmp_path / "cache", Ramp(), Options(device="cpu"))
+    assert summary.computed == [name for name in manifest.ids if name != "u001"]
+    assert list(summary.failures) == ["u001"]
+    assert summary.failures["u001"].startswith("memory ran out: Unable to allocate 3.00 GiB. Leave it out, cut it,")
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded(Ramp):
+        def load(self, device: str, compute_dtype: str) -> RampExtractor:
+            raise AssertionError("it is of no use, and its processes would have to be ended")
+
+    def read_only(_: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(commit, "workplace", read_only)
+    manifest = write_corpus(tmp_path / "corpus", DURATIONS_S)
+    with pytest.raises(CacheError, match="cannot be written to: Read-only file system. Nothing was computed"):
+        extract(manifest, tmp_path / "cache", Loaded(), Options(device="cpu"))

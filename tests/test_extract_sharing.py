@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,12 @@ from makers import write_corpus
 from test_cache import Ramp, RampExtractor, tree
 
 import featcache
-from featcache import Manifest, claims
-from featcache.commit import remove_abandoned
+from featcache import Manifest, Utterance, claims
+from featcache.claims import remove_abandoned, workplace
+from featcache.commit import StreamWriter
 from featcache.errors import StreamError
 from featcache.extract import Options, Summary, extract
+from featcache.plan import Input, stream_input
 from featcache.stream import Features
 
 ALL = [f"u{number:03d}" for number in range(12)]
@@ -117,6 +120,63 @@ def test_what_a_killed_process_had_claimed_is_free_and_is_cleaned_up(tmp_path: P
     assert not (tmp_path / ".tmp").exists()
 
 
+def when_waiting(event: threading.Event) -> Callable[[int, float], None]:
+    """Return a callback `on_done` that sets an event when others have all that is left."""
+    nothing: list[int] = []
+
+    def done(count: int, _: float) -> None:
+        if count == 0:
+            nothing.append(0)
+        if len(nothing) > 1:  # the first was the loading of the model
+            event.set()
+
+    return done
+
+
+def test_cleaning_up_leaves_a_claim_that_changed_hands_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside, opened = tmp_path / ".tmp", os.open
+    first = claims.take(aside, "x")
+    assert first is not None
+    second: list[claims.Claim | None] = []
+
+    def change_hands(path: Any, *arguments: Any) -> int:
+        lock = opened(path, *arguments)
+        if not second:
+            second.append(None)
+            first.release()  # between the opening and the locking of who cleans up
+            second[0] = claims.take(aside, "x")
+        return lock
+
+    monkeypatch.setattr(os, "open", change_hands)
+    remove_abandoned(tmp_path)
+    monkeypatch.undo()
+    assert second[0] is not None
+    assert claims.take(aside, "x") is None
+    second[0].release()
+
+
+def test_what_another_host_works_in_is_left_for_a_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where locks are kept to one host: nobody holds any that this process could see."""
+    monkeypatch.setattr("socket.gethostname", lambda: "node-2")
+    with workplace(tmp_path) as other:
+        (other / "part").touch()
+        monkeypatch.undo()
+        with workplace(tmp_path) as own:
+            own_name = own.name
+        for name in (own_name, other.name):
+            (tmp_path / ".tmp" / name).mkdir(exist_ok=True)
+            (tmp_path / ".tmp" / name / "lock").unlink(missing_ok=True)
+            (tmp_path / ".tmp" / name / "lock").touch()
+        remove_abandoned(tmp_path)
+        assert list((tmp_path / ".tmp").iterdir()) == [other]
+        assert (other / "part").exists()
+        os.utime(other, (time.time() - 8 * 24 * 3600,) * 2)
+        remove_abandoned(tmp_path)
+    assert not (tmp_path / ".tmp").exists()
+
+
 def no_locks(*_: object) -> None:
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -156,7 +216,7 @@ def test_without_locks_what_was_committed_meanwhile_is_not_computed(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", no_locks)
     summary = run(manifest, tmp_path / "cache", on_planned=lambda _: run(manifest, tmp_path / "cache"))
-    assert (summary.computed, summary.elsewhere) == ([], ALL)
+    assert (summary.computed, sorted(summary.elsewhere)) == ([], ALL)
 
 
 def test_what_another_began_and_gave_up_is_computed_after_all(tmp_path: Path, manifest: Manifest) -> None:
@@ -177,14 +237,10 @@ def test_what_another_began_and_gave_up_is_computed_after_all(tmp_path: Path, ma
         with pytest.raises(KeyboardInterrupt):
             run(manifest, tmp_path / "cache", watched(stop))
 
-    def waiting(count: int, _: float) -> None:
-        if count == 0:
-            others.set()
-
     with ThreadPoolExecutor(1) as pool:
         stopped = pool.submit(first)
         assert began.wait(60)
-        summary = run(manifest, tmp_path / "cache", watched(), on_done=waiting)
+        summary = run(manifest, tmp_path / "cache", watched(), on_done=when_waiting(others))
         stopped.result()
     assert others.is_set()
     assert (len(summary.elsewhere), len(summary.present)) in {(2, 0), (0, 2)}
@@ -227,7 +283,7 @@ def test_stats_kept_elsewhere_do_not_stand_for_frames(tmp_path: Path, manifest: 
     summary = run(manifest, tmp_path / "a", on_planned=lambda _: extract(manifest, tmp_path / "a", Ramp(), stats))
     assert (summary.computed, summary.elsewhere) == (ALL, [])
     done = extract(manifest, tmp_path / "b", Ramp(), stats, on_planned=lambda _: run(manifest, tmp_path / "b"))
-    assert (done.computed, done.elsewhere) == ([], ALL)
+    assert (done.computed, sorted(done.elsewhere)) == ([], ALL)
 
 
 class Whole(Ramp):
@@ -257,6 +313,165 @@ def test_what_prepares_the_whole_corpus_does_it_in_one_process(
         )
     assert WholeExtractor.prepared == [12]
     assert sorted(name for one in summaries for name in one.computed) == ALL
+
+
+def test_who_comes_after_the_first_commit_waits_for_what_was_prepared(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, waited = threading.Event(), threading.Event()
+
+    def hold(count: int, _: float) -> None:
+        if count and list((tmp_path / "cache").glob("*/part-*.json")):
+            began.set()
+            assert waited.wait(60)
+
+    monkeypatch.setattr(WholeExtractor, "prepared", [])
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, manifest, tmp_path / "cache", Whole(), on_done=hold)
+        assert began.wait(60)
+        second = run(manifest, tmp_path / "cache", Whole(), on_done=when_waiting(waited))
+        assert first.result().computed == ALL
+    assert WholeExtractor.prepared == [12]
+    assert second.computed == []
+    assert sorted([*second.present, *second.elsewhere]) == ALL
+
+
+def test_what_others_computed_is_compared_aside_and_two_at_a_time(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(manifest, tmp_path / "whole")
+    earlier = Manifest(list(manifest)[:4], manifest.folder)
+    both, computed = threading.Barrier(2), threading.Event()
+    names: list[str] = []
+    every: list[str] = []
+    counted = 0
+
+    def read(stream: Any, manifest: Manifest, utterance: Utterance) -> Input:
+        every.append(utterance.id)
+        if utterance.id in earlier.ids:
+            names.append(threading.current_thread().name)
+            both.wait(60)
+            assert computed.wait(60)  # all the rest, while this is compared
+        return stream_input(stream, manifest, utterance)
+
+    def count(number: int) -> None:
+        nonlocal counted
+        counted += number
+        if counted == 8:
+            computed.set()
+
+    def planned(_: object) -> None:
+        run(earlier, tmp_path / "cache")
+        monkeypatch.setattr("featcache.stages.stream_input", read)
+
+    summary = run(manifest, tmp_path / "cache", watched(count), on_planned=planned)
+    assert (summary.computed, sorted(summary.elsewhere)) == (ALL[4:], ALL[:4])
+    assert sorted(every) == ALL  # once, to compute or to compare
+    assert len(names) == 4
+    assert threading.current_thread().name not in names
+    assert tree(tmp_path / "cache") == tree(tmp_path / "whole")
+
+
+class Hopeless(Watched):
+    """A stream that fails, one utterance at a time."""
+
+    def load(self, device: str, compute_dtype: str) -> "HopelessExtractor":
+        return HopelessExtractor(self)
+
+
+class HopelessExtractor(WatchedExtractor):
+    def extract(self, inputs: Any) -> list[Features]:
+        self._stream.hook(len(inputs))
+        raise StreamError("there is no hope")
+
+
+def hopeless(hook: Callable[[int], None] = lambda _: None) -> Hopeless:
+    stream = Hopeless()
+    object.__setattr__(stream, "hook", hook)
+    return stream
+
+
+def rerun(manifest: Manifest, cache: Path, hook: Callable[[int], None], **arguments: Any) -> Summary:
+    return extract(manifest, cache, hopeless(hook), Options(device="cpu", batch_size=1), **arguments)
+
+
+def test_failures_told_before_are_tried_again_by_one_of_several(tmp_path: Path, manifest: Manifest) -> None:
+    """One does the first two parts, of six, while the other tries all that is left."""
+    run(manifest, tmp_path / "cache", hopeless())
+    before = tree(tmp_path / "cache")
+    began, waits = threading.Event(), threading.Event()
+    tries: dict[str, int] = {"slow": 0, "fast": 0}
+    done: list[int] = []
+
+    def slow(_: int) -> None:
+        tries["slow"] += 1
+        began.set()
+        assert waits.wait(60)
+
+    def fast(_: int) -> None:
+        tries["fast"] += 1
+
+    waiting = when_waiting(waits)
+
+    def count(number: int, audio_s: float) -> None:
+        done.append(number)
+        waiting(number, audio_s)
+
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere: list[int] = []
+        first = pool.submit(
+            rerun, manifest, tmp_path / "cache", slow,
+            on_done=lambda number, _: done.append(number), on_elsewhere=lambda number, _: elsewhere.append(number),
+        )  # fmt: skip
+        assert began.wait(60)
+        second = rerun(manifest, tmp_path / "cache", fast, on_done=count)
+        assert first.result().failures == second.failures == dict.fromkeys(ALL, "there is no hope")
+    assert tries["slow"] in (2, 4)  # with the part that was read ahead or without
+    assert sum(tries.values()) == sum(done) == 12
+    assert sum(elsewhere) == tries["fast"]
+    assert tree(tmp_path / "cache") == before
+
+
+def test_failures_are_tried_again_by_who_comes_later(tmp_path: Path, manifest: Manifest) -> None:
+    run(manifest, tmp_path / "cache", hopeless())
+    last, waits = threading.Event(), threading.Event()
+    tries = {"first": 0, "later": 0}
+
+    def first(_: int) -> None:
+        tries["first"] += 1
+        if tries["first"] == 12:
+            last.set()
+            assert waits.wait(60)
+
+    def later(_: int) -> None:
+        tries["later"] += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(rerun, manifest, tmp_path / "cache", first)
+        assert last.wait(60)
+        while len(claims.tried(tmp_path / "cache" / ".tmp")) < 5:  # a thread commits what was computed
+            assert not running.done()
+            time.sleep(0.01)
+        rerun(manifest, tmp_path / "cache", later, on_done=when_waiting(waits))
+        running.result()
+    # But not what the other had in hand.
+    assert tries == {"first": 12, "later": 10}
+    assert not (tmp_path / "cache" / ".tmp").exists()
+
+
+def test_a_part_is_committed_with_what_is_known_of_it_alone(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = StreamWriter.commit
+    sizes: list[tuple[int, int]] = []
+
+    def counted(self: StreamWriter, stored: Any, failures: Any, generations: Any) -> str:
+        sizes.append((len(stored), len(generations)))
+        return commit(self, stored, failures, generations)
+
+    monkeypatch.setattr(StreamWriter, "commit", counted)
+    run(manifest, tmp_path / "cache")
+    assert sizes == [(2, 2)] * 6
 
 
 def test_an_error_leaves_no_claim_behind(tmp_path: Path, manifest: Manifest) -> None:
