@@ -86,6 +86,7 @@ def make_folds(
     seed: int = 0,
     allow: Collection[str] = (),
     drop_unlabelled: bool = False,
+    audio: Mapping[str, str] | None = None,
 ) -> FoldSet:
     """Divide a corpus into folds, and check them.
 
@@ -102,6 +103,8 @@ def make_folds(
         allow: names of errors to let pass, of `heads.protocol.ALLOWABLE`; they stay in `FoldSet.problems`.
             ``random:K`` allows ``speaker`` by itself: who asks for it asks for speaker-dependent folds.
         drop_unlabelled: leave utterances without a label out, and count them, instead of refusing.
+        audio: by id, the digest of an utterance's audio, for as many as are known; with it copies of one recording
+            under several names are found.
 
     Returns:
         The folds. Each part of a fold made here is sorted by id; parts from a file keep its order.
@@ -121,7 +124,7 @@ def make_folds(
         folds = [_without({name for ids in fold.parts.values() for name in ids} - known, fold) for fold in folds]
     if validation > 0:
         folds = [fold if fold.validation else _cut(fold, corpus, validation, validation_by, seed) for fold in folds]
-    problems += check_folds(folds, corpus)
+    problems += check_folds(folds, corpus, audio)
     errors = [problem for problem in problems if problem.severity == "error" and problem.name not in allowed]
     if errors:
         raise ProtocolError(_refusal(str(kind), errors))

@@ -19,7 +19,7 @@ Conventions
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,20 @@ from heads.fold_files import natural_key
 from heads.scores import Scores
 
 Counts = NDArray[np.int64]
+
+
+class Totals(NamedTuple):
+    """All that the metrics need to know of a confusion matrix, or of many of them at once.
+
+    Attributes:
+        right: (..., classes) how many utterances of each class were taken for it.
+        true: (..., classes) how many utterances of each class there are; not all 0.
+        predicted: (..., classes) how many utterances were taken for each class.
+    """
+
+    right: NDArray[Any]
+    true: NDArray[Any]
+    predicted: NDArray[Any]
 
 
 class Pooled(TypedDict):
@@ -131,28 +145,27 @@ def recalls(counts: Counts) -> NDArray[np.float64]:
     Returns:
         (classes,) fractions; NaN for a class that does not occur in the reference.
     """
-    support = counts.sum(axis=1)
-    return np.divide(counts.diagonal(), support, out=np.full(len(counts), np.nan), where=support > 0)
+    return _divided(counts.diagonal(), counts.sum(axis=1))
 
 
 def wa(reference: ArrayLike, predicted: ArrayLike) -> float:
     """Return the accuracy. See `validate` for the arguments and errors."""
-    return _wa(_count(reference, predicted))
+    return float(_wa(_count(reference, predicted)))
 
 
 def ua(reference: ArrayLike, predicted: ArrayLike) -> float:
     """Return the mean recall of the classes in the reference. See `validate` for the arguments and errors."""
-    return _ua(_count(reference, predicted))
+    return float(_ua(_count(reference, predicted)))
 
 
 def macro_f1(reference: ArrayLike, predicted: ArrayLike) -> float:
     """Return the mean F1 of the classes in either array. See `validate` for the arguments and errors."""
-    return _macro_f1(_count(reference, predicted))
+    return float(_macro_f1(_count(reference, predicted)))
 
 
 def weighted_f1(reference: ArrayLike, predicted: ArrayLike) -> float:
     """Return the mean F1 weighted by occurrence in the reference. See `validate` for the arguments and errors."""
-    return _weighted_f1(_count(reference, predicted))
+    return float(_weighted_f1(_count(reference, predicted)))
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -191,7 +204,10 @@ def evaluate(scores: Scores) -> Metrics:
         name: confusion(reference[names == name], predicted[names == name], num_classes)
         for name in sorted(set(scores.folds), key=natural_key)
     }
-    spread = {name: mean_std([metric(counts) for counts in tables.values()]) for name, metric in METRICS.items()}
+    spread = {
+        name: mean_std([float(metric(totals(counts))) for counts in tables.values()])
+        for name, metric in METRICS.items()
+    }
     return {
         "classes": list(scores.classes),
         "folds": [{"fold": name, **_measure(counts)} for name, counts in tables.items()],
@@ -201,52 +217,65 @@ def evaluate(scores: Scores) -> Metrics:
     }
 
 
-def _count(reference: ArrayLike, predicted: ArrayLike) -> Counts:
+def totals(counts: Counts) -> Totals:
+    """Return what `METRICS` are computed from.
+
+    Args:
+        counts: (classes, classes) confusion matrix.
+    """
+    return Totals(counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0))
+
+
+def _count(reference: ArrayLike, predicted: ArrayLike) -> Totals:
     validate(reference, predicted)
     both = np.concatenate([np.asarray(reference), np.asarray(predicted)])
     classes, numbers = np.unique(both, return_inverse=True)
     half = len(both) // 2
-    return confusion(numbers[:half], numbers[half:], len(classes))
+    return totals(confusion(numbers[:half], numbers[half:], len(classes)))
 
 
-def _wa(counts: Counts) -> float:
-    return float(counts.trace() / counts.sum())
+def _divided(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
+    """Return quotients; NaN where there is nothing to divide by."""
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)
 
 
-def _ua(counts: Counts) -> float:
-    return float(np.nanmean(recalls(counts)))
+def _wa(of: Totals) -> NDArray[np.float64]:
+    return np.asarray(of.right.sum(axis=-1) / of.true.sum(axis=-1))
 
 
-def _f1(counts: Counts) -> NDArray[np.float64]:
+def _ua(of: Totals) -> NDArray[np.float64]:
+    return np.asarray(np.nanmean(_divided(of.right, of.true), axis=-1))
+
+
+def _f1(of: Totals) -> NDArray[np.float64]:
     """Return the F1 of each class; NaN for a class that occurs neither in the reference nor among predictions."""
-    twice = counts.sum(axis=0) + counts.sum(axis=1)
-    return np.divide(2 * counts.diagonal(), twice, out=np.full(len(counts), np.nan), where=twice > 0)
+    return _divided(2 * of.right, of.true + of.predicted)
 
 
-def _macro_f1(counts: Counts) -> float:
-    return float(np.nanmean(_f1(counts)))
+def _macro_f1(of: Totals) -> NDArray[np.float64]:
+    return np.asarray(np.nanmean(_f1(of), axis=-1))
 
 
-def _weighted_f1(counts: Counts) -> float:
-    support = counts.sum(axis=1)
-    return float(np.nansum(_f1(counts) * support) / support.sum())
+def _weighted_f1(of: Totals) -> NDArray[np.float64]:
+    return np.asarray(np.nansum(_f1(of) * of.true, axis=-1) / of.true.sum(axis=-1))
 
 
-METRICS: Mapping[str, Callable[[Counts], float]] = {
+METRICS: Mapping[str, Callable[[Totals], NDArray[np.float64]]] = {
     "wa": _wa,
     "ua": _ua,
     "macro_f1": _macro_f1,
     "weighted_f1": _weighted_f1,
 }
-"""The metrics of `evaluate`: name, and what it is of a confusion matrix."""
+"""The metrics of `evaluate`: name, and what it is of totals of shape (..., classes), as an array of shape (...)."""
 
 
 def _measure(counts: Counts) -> Pooled:
+    of = totals(counts)
     return {
         "n": int(counts.sum()),
-        "wa": _wa(counts),
-        "ua": _ua(counts),
-        "macro_f1": _macro_f1(counts),
-        "weighted_f1": _weighted_f1(counts),
+        "wa": float(_wa(of)),
+        "ua": float(_ua(of)),
+        "macro_f1": float(_macro_f1(of)),
+        "weighted_f1": float(_weighted_f1(of)),
         "confusion": counts.tolist(),
     }

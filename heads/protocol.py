@@ -6,24 +6,30 @@ empty part. It is a *warning* when a result stands but is to be read with care. 
 :data:`ALLOWABLE` are sometimes what a user wants (EmoBox's EMO-DB folds share all ten speakers);
 they pass when the user names them, and stay on record.
 
-The checks know what the manifest says. Two copies of one recording under different file names, or
-one person under two speaker names, are not visible here.
+The checks know what the manifest says, and, where a caller gives digests of the audio, which recordings are
+the same to the sample under different names. A copy that was encoded, cut or made louder, or one person under two
+speaker names, is not visible here.
 """
 
-import math
-import os
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from featcache.files import quoted
 from featcache.manifest import Utterance
+from heads.duplicates import Copy, Span, copied, copies, overlaps, shared_spans, words
+
+_FEW_TELLING = 0.01
+"""Share of tested utterances that may say a text whose label is known from training before it is told."""
+
+_MANY_AGAIN = 0.5
+"""Share of tested utterances that may say a text from training before it is told."""
 
 ALLOWABLE: Mapping[str, str] = {
     "speaker": "a speaker is on both sides of a split: the result is speaker-dependent",
     "recording": "a stretch of audio is on both sides of a split",
+    "duplicate": "copies of one recording are on both sides of a split",
     "class": "a class is tested but never trained",
     "unknown": "the folds name utterances that the manifest lacks, which are left out",
 }
@@ -57,8 +63,10 @@ class Problem:
     """One finding about a set of folds.
 
     Attributes:
-        name: its kind: ``speaker``, ``recording``, ``class``, ``utterance``, ``unknown``, ``empty``, ``name``,
-            ``no-speaker``, ``retested`` or ``unused``.
+        name: its kind: ``speaker``, ``recording``, ``duplicate``, ``class``, ``utterance``, ``unknown``, ``empty``,
+            ``name``, ``no-speaker``, ``retested``, ``unused``, ``text`` or ``sentences``; and of a run folder
+            ``trained``, ``selected``, ``unscored``, ``label``, ``other-folds``, ``context`` or ``allowed``
+            (`pipelines.check.check_run`).
         severity: ``error`` or ``warning``.
         fold: the fold it was found in, or None when it is about all of them.
         text: what was found, in words.
@@ -73,12 +81,16 @@ class Problem:
         return self.text if self.fold is None else f"fold {self.fold!r}: {self.text}"
 
 
-def check_folds(folds: Sequence[Fold], utterances: Iterable[Utterance]) -> list[Problem]:
+def check_folds(
+    folds: Sequence[Fold], utterances: Iterable[Utterance], audio: Mapping[str, str] | None = None
+) -> list[Problem]:
     """Return everything that is wrong or doubtful about folds over a corpus; an empty list is a clean bill.
 
     Args:
         folds: the folds, in any number.
         utterances: the corpus they divide, such as a `Manifest`.
+        audio: by id, the digest of an utterance's audio (`featcache.audio.Recording.digest`), for as many as are
+            known; None looks for no copies.
 
     Returns:
         Errors and warnings, those about all folds first, then fold by fold.
@@ -86,8 +98,10 @@ def check_folds(folds: Sequence[Fold], utterances: Iterable[Utterance]) -> list[
     corpus = {utterance.id: utterance for utterance in utterances}
     named = [corpus[name] for name in sorted({name for fold in folds for name in _ids(fold)}) if name in corpus]
     classes = sorted({utterance.label for utterance in named if utterance.label is not None})
-    spans = _shared_spans(named)
+    spans = shared_spans(named)
     problems = _check_set(folds, corpus, named)
+    problems += _check_texts(folds, named)
+    problems += _check_copies(folds, corpus, copied(named, audio or {}))
     for fold in folds:
         problems += _check_parts(fold, corpus)
         problems += _check_speakers(fold, corpus)
@@ -173,61 +187,75 @@ def _check_speakers(fold: Fold, corpus: Mapping[str, Utterance]) -> list[Problem
     return problems
 
 
-class _Span(NamedTuple):
-    audio: str
-    start_s: float
-    end_s: float
-
-
-def _shared_spans(utterances: Sequence[Utterance]) -> dict[str, _Span]:
-    """Return by id where an utterance lies, for those whose recording holds others as well."""
-    spans = {
-        utterance.id: _Span(
-            os.path.normpath(utterance.audio),
-            utterance.start_s or 0.0,
-            math.inf if utterance.end_s is None else utterance.end_s,
-        )
-        for utterance in utterances
-        if utterance.audio is not None
-    }
-    counts = Counter(span.audio for span in spans.values())
-    return {name: span for name, span in spans.items() if counts[span.audio] > 1}
-
-
-def _check_recordings(fold: Fold, spans: Mapping[str, _Span]) -> list[Problem]:
+def _check_recordings(fold: Fold, spans: Mapping[str, Span]) -> list[Problem]:
     problems: list[Problem] = []
     for left, right in (("train", "test"), ("validation", "test"), ("train", "validation")):
-        # An utterance in both parts is reported by _check_parts; here it would only repeat it.
-        names = set(fold.parts[left])
-        others = [name for name in fold.parts[right] if name not in names]
-        pairs = _overlaps({name: spans[name] for name in names if name in spans}, others, spans)
+        pairs = overlaps(fold.parts[left], fold.parts[right], spans)
         if pairs:
-            first = f"{pairs[0][1]!r} and {pairs[0][0]!r}"
-            text = f"{len(pairs)} utterances of {right} share audio with {left}, such as {first}"
+            text = f"{len(pairs)} utterances of {right} share audio with {left}, such as {_pair(pairs[0])}"
             problems.append(Problem("recording", "error" if right == "test" else "warning", fold.name, text))
     return problems
 
 
-def _overlaps(left: Mapping[str, _Span], right: Iterable[str], spans: Mapping[str, _Span]) -> list[tuple[str, str]]:
-    """Return, for each utterance of `right` that shares audio with one of `left`, the ids of such a pair."""
-    recordings: dict[str, list[tuple[float, float, str]]] = {}
-    for name, span in left.items():
-        recordings.setdefault(span.audio, []).append((span.start_s, span.end_s, name))
-    starts: dict[str, list[float]] = {}
-    furthest: dict[str, list[tuple[float, str]]] = {}
-    for audio, pieces in recordings.items():
-        pieces.sort()
-        starts[audio] = [start for start, _, _ in pieces]
-        furthest[audio] = list(accumulate(((end, name) for _, end, name in pieces), max))
-    pairs: list[tuple[str, str]] = []
-    for name in right:
-        place = spans.get(name)
-        if place is not None and place.audio in starts:
-            # Of all pieces that start before this one ends, the one that reaches furthest decides.
-            before = bisect_left(starts[place.audio], place.end_s)
-            if before and furthest[place.audio][before - 1][0] > place.start_s:
-                pairs.append((furthest[place.audio][before - 1][1], name))
-    return pairs
+def _check_copies(folds: Sequence[Fold], corpus: Mapping[str, Utterance], copy_of: Mapping[str, Copy]) -> list[Problem]:
+    if not copy_of:
+        return []
+    alike: dict[str, list[str]] = {}
+    for name in sorted(copy_of):
+        alike.setdefault(copy_of[name].digest, []).append(name)
+    labels = [{corpus[name].label for name in names} for names in alike.values()]
+    differing = sum(len(each) > 1 for each in labels)
+    text = f"{len(alike)} recordings are there under several names, such as {shown(next(iter(alike.values())))}"
+    text += f"; the copies of {differing} have different labels" if differing else ""
+    problems = [Problem("duplicate", "warning", None, text)]
+    for fold in folds:
+        for part in ("train", "validation"):
+            pairs = copies(fold.parts[part], fold.test, copy_of)
+            if pairs:
+                text = f"{len(pairs)} utterances of test are copies of recordings in {part}, such as {_pair(pairs[0])}"
+                problems.append(Problem("duplicate", "error", fold.name, text))
+    return problems
+
+
+def _pair(pair: tuple[str, str]) -> str:
+    return f"{pair[1]!r} and {pair[0]!r}"
+
+
+def _check_texts(folds: Sequence[Fold], named: Sequence[Utterance]) -> list[Problem]:
+    """Look for texts that were trained on and are tested again, over all folds together."""
+    said = {one.id: text for one in named if one.label is not None and (text := words(one.text))}
+    labels: dict[str, set[str | None]] = {}
+    for utterance in named:
+        if utterance.id in said:
+            labels.setdefault(said[utterance.id], set()).add(utterance.label)
+    tested, again, telling = 0, 0, Counter[str]()
+    for fold in folds:
+        trained = {said[name] for name in fold.train if name in said}
+        texts = [said[name] for name in fold.test if name in said]
+        repeated = [text for text in texts if text in trained]
+        tested, again = tested + len(texts), again + len(repeated)
+        telling.update(text for text in repeated if len(labels[text]) == 1)
+    problems: list[Problem] = []
+    several = len(set().union(*labels.values())) > 1
+    if several and telling.total() > _FEW_TELLING * tested:
+        example, count = min(telling.items(), key=lambda item: (-item[1], item[0]))
+        (label,) = labels[example]
+        text = (
+            f"{_share(telling.total(), tested)} say a text that train says too, and that has one label only, such as "
+            f"{quoted(example)} ({count} times {label!r}): there the words alone give the label away"
+        )
+        problems.append(Problem("text", "warning", None, text))
+    if again > _MANY_AGAIN * tested:
+        text = (
+            f"{_share(again, tested)} say a text that train says too: the result is about these sentences, and not "
+            "about new ones"
+        )
+        problems.append(Problem("sentences", "warning", None, text))
+    return problems
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count} of {of} tested utterances with a text ({100 * count / of:.0f} %)"
 
 
 def _check_classes(fold: Fold, corpus: Mapping[str, Utterance], classes: Sequence[str]) -> list[Problem]:

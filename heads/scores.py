@@ -225,6 +225,8 @@ def match(first: Scores, other: Scores, names: tuple[str, str]) -> tuple[NDArray
     Raises:
         ScoresError: other classes, other utterances, other folds or other labels; the message says how many.
     """
+    if _same_order(first, other):
+        return np.arange(len(first.ids)), np.arange(len(first.classes))
     if set(first.classes) != set(other.classes):
         raise ScoresError(f"{names[0]} has the classes {list(first.classes)} and {names[1]} {list(other.classes)}.")
     columns = np.array([other.classes.index(name) for name in first.classes], np.int64)
@@ -251,6 +253,8 @@ def match(first: Scores, other: Scores, names: tuple[str, str]) -> tuple[NDArray
 def align(runs: Sequence[Scores], names: Sequence[str] = ()) -> list[Scores]:
     """Return score tables with the same utterances, folds and classes in the order of the first.
 
+    Where an utterance has equal scores of two classes, what counts as its prediction may change with their order.
+
     Args:
         runs: the tables.
         names: what to call each in messages.
@@ -261,10 +265,17 @@ def align(runs: Sequence[Scores], names: Sequence[str] = ()) -> list[Scores]:
     names = names or [f"run {index}" for index in range(1, len(runs) + 1)]
     aligned = list(runs[:1])
     for other, name in zip(runs[1:], names[1:], strict=True):
+        if _same_order(runs[0], other):
+            aligned.append(other)
+            continue
         rows, columns = match(runs[0], other, (names[0], name))
         values = other.probabilities[rows][:, columns]
         aligned.append(Scores(runs[0].ids, runs[0].folds, runs[0].labels, runs[0].classes, values))
     return aligned
+
+
+def _same_order(first: Scores, other: Scores) -> bool:
+    return all(getattr(first, name) == getattr(other, name) for name in ("ids", "folds", "labels", "classes"))
 
 
 def _fold_names(first: Scores, other: Scores) -> Mapping[str, str]:

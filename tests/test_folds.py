@@ -289,7 +289,8 @@ def test_a_speaker_on_both_sides_is_an_error_until_it_is_allowed():
 
 def test_only_known_errors_can_be_allowed():
     with pytest.raises(
-        ProtocolError, match="Nothing called 'speakers' can be allowed. What can: speaker, recording, class, unknown"
+        ProtocolError,
+        match="Nothing called 'speakers' can be allowed. What can: speaker, recording, duplicate, class, unknown",
     ):
         make_folds(corpus(), "session", allow={"speakers"})
 

@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
 from featcache.errors import ScoresError
-from heads.metrics import confusion, evaluate, macro_f1, mean_std, recalls, ua, validate, wa, weighted_f1
+from heads.metrics import METRICS as TOTALS_METRICS
+from heads.metrics import (
+    Totals,
+    confusion,
+    evaluate,
+    macro_f1,
+    mean_std,
+    recalls,
+    totals,
+    ua,
+    validate,
+    wa,
+    weighted_f1,
+)
 from heads.scores import Scores
 
 METRICS = {"wa": wa, "ua": ua, "macro_f1": macro_f1, "weighted_f1": weighted_f1}
@@ -92,6 +105,30 @@ def test_metrics_agree_with_scikit_learn(seed, utterances, num_classes):
     for name, metric in METRICS.items():
         assert metric(reference, predicted) == pytest.approx(expected[name], abs=1e-12)
     assert confusion(reference, predicted, num_classes).tolist() == counts.tolist()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_metrics_of_many_matrices_at_once_are_those_of_each(seed, num_classes):
+    counts = np.random.default_rng(seed).integers(0, 3, (5, num_classes, num_classes))
+    counts[:, 0, 0] += 1  # a matrix of nothing has no metrics; any other class may be absent
+    each = [totals(one) for one in counts]
+    together = Totals(*(np.stack(parts) for parts in zip(*each, strict=True)))
+    for name, metric in TOTALS_METRICS.items():
+        assert metric(together).tolist() == [float(metric(one)) for one in each], name
+
+
+@pytest.mark.parametrize("classes", [(0, 1), (0, 3), (2, 3)])
+def test_classes_that_do_not_occur_are_counted_as_scikit_learn_counts_them(classes):
+    reference, predicted = np.repeat(classes, 4), np.tile(classes, 4)
+    labels = ["angry", "happy", "neutral", "sad"]
+    names = [[labels[number] for number in numbers] for numbers in (reference, predicted)]
+    assert ua(*names) == pytest.approx(sklearn.balanced_accuracy_score(*names), abs=1e-12)
+    assert macro_f1(*names) == pytest.approx(sklearn.f1_score(*names, average="macro"), abs=1e-12)
+    assert weighted_f1(*names) == pytest.approx(sklearn.f1_score(*names, average="weighted"), abs=1e-12)
+    counts = confusion(reference, predicted, len(labels))
+    assert counts.tolist() == sklearn.confusion_matrix(*names, labels=labels).tolist()
+    assert np.isnan(recalls(counts)).tolist() == [number not in classes for number in range(4)]
 
 
 @pytest.mark.parametrize(
