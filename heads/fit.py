@@ -9,8 +9,8 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from functools import partial
 from itertools import product
 from typing import Any
@@ -20,18 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from featcache.errors import ProtocolError
+from featcache.errors import ConfigError, ProtocolError
 from featcache.files import canonical_json
 from heads import threads
 from heads.folds import Fold
-from heads.head import Candidate, FitSettings, GradientHead, OnProgress, Outcome, Task
+from heads.head import Candidate, FitSettings, GradientHead, Head, OnProgress, Outcome, Task
 from heads.inputs import Inputs
 from heads.layers import LayerMix
 from heads.members import Alone, Members, State
 from heads.metrics import ua, wa
 
 _STATE_FORMAT = 3
-_JOB_BYTES = 16 * 2**20
+_JOB_BYTES = 20 * 2**20
 _MAKING = threading.Lock()  # initial weights come from torch's one generator
 
 
@@ -88,15 +88,59 @@ def fit(
     Raises:
         ProtocolError: a fold has no validation part to choose on.
     """
+    [outcomes] = fit_each([(head, settings)], task, on_progress)
+    return outcomes
+
+
+def side_by_side(head: Head, settings: FitSettings) -> Hashable:
+    """Return what trainings must share for :func:`fit_each` to train them as one job.
+
+    They may differ in learning rates, weight decays and layers, which are the candidates of a fold, where the head
+    trains its candidates side by side; trainings of other heads share with nothing that differs.
+    """
+    of_head = {item.name: getattr(head, item.name) for item in fields(head)}  # type: ignore[arg-type]
+    of_fit = asdict(settings)
+    if isinstance(head, GradientHead) and head.stacked:
+        of_fit |= {"learning_rate": None, "weight_decay": None}
+        if type(head).layers is not GradientHead.layers:
+            of_head["layer"] = None
+    return head.kind(), canonical_json([of_head, of_fit])
+
+
+def fit_each(
+    trainings: Sequence[tuple[GradientHead, FitSettings]], task: Task, on_progress: OnProgress = lambda *_: None
+) -> list[list[Outcome]]:
+    """Train heads that differ only in what a fold's candidates differ in, all candidates side by side.
+
+    Each training chooses among its own candidates, and has the numbers that it has alone, to rounding: candidates of a
+    fold read the same batches, however many there are. A candidate that several trainings have is trained once.
+
+    Args:
+        trainings: heads and how to train them, alike by :func:`side_by_side`.
+        task: the task.
+        on_progress: called with steps done and all steps.
+
+    Returns:
+        For each training its outcomes, one for each fold, in the order of the task.
+
+    Raises:
+        ConfigError: the trainings are not alike.
+        ProtocolError: a fold has no validation part to choose on.
+    """
+    head, settings = trainings[0]
+    if len({side_by_side(*training) for training in trainings}) > 1:
+        raise ConfigError("Only trainings that differ in learning rate, weight decay or layer alone train as one job.")
     empty = [fold.name for fold in task.folds if not fold.validation]
     if empty:
         raise ProtocolError(
             f"Fold {empty[0]!r} has no validation part, and the head {head.kind()!r} chooses its weights on it. "
             "Give a validation share above 0."
         )
-    names = head.source(task).spec.layers
+    layers = head.source(task).spec.layers
+    names = tuple(layers[number] for number in head.read_layers(len(layers)))
     inputs = head.inputs(task)
-    variants = list(product(head.layers(len(names)), settings.learning_rate, settings.weight_decay))
+    own = [list(product(one.layers(len(names)), how.learning_rate, how.weight_decay)) for one, how in trainings]
+    variants = list(dict.fromkeys(variant for several in own for variant in several))
     device = torch.device(task.device)
     works: list[threads.Work[list[_Result]]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -114,7 +158,15 @@ def fit(
                 work(partial(_report, on_progress, number * settings.steps, total)) for number, work in enumerate(works)
             ]
     results = [result for group in done for result in group]
-    return [_outcome(fold, [result for result in results if result.member.fold is fold], names) for fold in task.folds]
+    starts = range(0, len(results), len(variants))
+    by_fold = [dict(zip(variants, results[start : start + len(variants)], strict=True)) for start in starts]
+    return [
+        [
+            _outcome(fold, [found[variant] for variant in several], names)
+            for fold, found in zip(task.folds, by_fold, strict=True)
+        ]
+        for several in own
+    ]
 
 
 def _job_size(head: GradientHead, task: Task, candidates: int) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from featcache.cache import CachedStream
-from featcache.errors import ConfigError, UnknownNameError
+from featcache.errors import ConfigError, ScoresError, UnknownNameError
 from featcache.stream import EXACT_DTYPES
 from featcache.view import Place, View
 from heads.folds import Fold
@@ -88,6 +88,7 @@ class Task:
             that each of `ids` stands for; empty otherwise.
         unfinished: where training that is not finished is kept; None keeps nothing.
         place: where frames are held; see :class:`featcache.view.View`.
+        context: what :meth:`Head.context` gave when the head was trained; empty in training.
     """
 
     streams: Mapping[str, CachedStream]
@@ -100,6 +101,7 @@ class Task:
     places: Sequence[tuple[str, int]] = ()
     unfinished: Unfinished | None = None
     place: Place = "auto"
+    context: Mapping[str, np.ndarray] = field(default_factory=dict)
     _positions: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -223,6 +225,45 @@ class Head(ABC):
             ConfigError: the head cannot read these streams.
         """
 
+    def context(self, task: Task) -> dict[str, np.ndarray]:
+        """Return what scores depend on beside weights and the utterance itself, by name; nothing by default.
+
+        A run folder keeps it, and a task to be scored brings it, so that an utterance gets the score that it had.
+        """
+        return {}
+
+    def scoring(self) -> "Head":
+        """Return the head that gives the same scores and reads no more than these need; itself by default."""
+        return self
+
+    def score(self, task: Task, trained: "Trained") -> np.ndarray:
+        """Return the class probabilities ``(utterances, classes)`` of all of a task's utterances.
+
+        Args:
+            task: utterances, their streams and the classes; labels and folds have no part.
+            trained: what a fold left.
+
+        Raises:
+            ConfigError: the head cannot score anything but what it was trained with.
+            ScoresError: what was left is not of this head with these settings and streams.
+        """
+        raise ConfigError(f"The head {self.kind()!r} keeps nothing that other utterances could be scored with.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the training of one fold left, for scoring.
+
+    Attributes:
+        weights: learned arrays by name.
+        chosen: settings chosen on validation.
+        precision: what modules compute in; see :class:`FitSettings`.
+    """
+
+    weights: Mapping[str, np.ndarray]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
 
 InputsT = TypeVar("InputsT", bound=Inputs)
 
@@ -290,6 +331,10 @@ class GradientHead(Head, Generic[InputsT]):
         """Return the layers to try, one candidate each; None is all layers together."""
         return [None]
 
+    def read_layers(self, num_layers: int) -> Sequence[int]:
+        """Return the layers of the stream that are read at all."""
+        return range(num_layers)
+
     def prepare(self, module: nn.Module, inputs: InputsT, train: torch.Tensor, layer: int | None) -> None:
         """Set what a module takes from its training part before training, such as means; nothing by default."""
 
@@ -298,6 +343,41 @@ class GradientHead(Head, Generic[InputsT]):
         from heads.fit import fit
 
         return fit(self, task, settings, on_progress)
+
+    def restored(self, task: Task, weights: Mapping[str, np.ndarray]) -> nn.Module:
+        """Return the module of a task with trained weights, ready to score.
+
+        Weights that the module lacks are passed over: those of what only training needs, see :meth:`scoring`.
+
+        Raises:
+            ScoresError: a weight is missing, or of another shape.
+        """
+        with torch.random.fork_rng(devices=[]):
+            module = self.module(**self.shapes(task))
+        names = module.state_dict()
+        try:
+            module.load_state_dict({key: torch.from_numpy(np.array(weights[key])) for key in names if key in weights})
+        except RuntimeError as error:
+            raise ScoresError(
+                f"The weights are not of the head {self.kind()!r} with these settings and streams: {error}"
+            ) from None
+        return module.to(task.device).eval()
+
+    def score(self, task: Task, trained: Trained) -> np.ndarray:
+        """Return the class probabilities ``(utterances, classes)`` of all of a task's utterances."""
+        module, inputs = self.restored(task, trained.weights), self.inputs(task)
+        layer = trained.chosen.get("layer")
+        layers = None if layer is None else torch.tensor([int(layer)])
+        positions = torch.arange(len(task.ids))
+        values = np.empty((len(positions), len(task.classes)))
+        device, mixed = torch.device(task.device).type, trained.precision == "bfloat16"
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=mixed):
+            for chunk in inputs.chunks(positions):
+                batch, owners = inputs.scored(positions[chunk], layers)
+                rows = torch.softmax(module(*batch).double(), dim=1).cpu()
+                total = torch.zeros(len(chunk), rows.shape[1], dtype=torch.float64).index_add_(0, owners, rows)
+                values[chunk.numpy()] = (total / torch.bincount(owners, minlength=len(chunk))[:, None]).numpy()
+        return values
 
 
 def chosen_layers(layer: int | str, num_layers: int, head: str) -> list[int]:
@@ -312,3 +392,21 @@ def chosen_layers(layer: int | str, num_layers: int, head: str) -> list[int]:
     if not -num_layers <= number < num_layers:
         raise UnknownNameError(f"layer for {head}", layer, ["each", *range(num_layers)])
     return [number % num_layers]
+
+
+def layer_subset(subset: Sequence[int], num_layers: int, head: str) -> list[int]:
+    """Return the layers that a setting ``subset`` means, in ascending order: all where it is empty.
+
+    Args:
+        subset: layers, counted from the end when negative.
+        num_layers: layers of the stream.
+        head: name of the head, for messages.
+
+    Raises:
+        UnknownNameError: no such layer.
+        ConfigError: a layer occurs twice.
+    """
+    layers = sorted(chosen_layers(layer, num_layers, head)[0] for layer in subset)
+    if len(set(layers)) < len(layers):
+        raise ConfigError(f"A layer occurs twice in the subset {list(subset)} of {num_layers} layers. Name each once.")
+    return layers or list(range(num_layers))

@@ -14,11 +14,14 @@ While it trains, ``.unfinished`` keeps what a run that was killed goes on from; 
 """
 
 import math
+import resource
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +32,10 @@ from featcache.errors import CacheError, ConfigError, ProtocolError
 from featcache.extract import resolve_device
 from featcache.manifest import Manifest, Utterance
 from featcache.settings import build
+from heads.duplicates import audio_digests
+from heads.fit import fit_each, side_by_side
 from heads.folds import FoldSet, make_folds
-from heads.head import Head, OnProgress, Task
+from heads.head import FitSettings, GradientHead, Head, OnProgress, Task
 from heads.runs import Run
 from heads.unfinished import Unfinished
 from pipelines.config import TrainConfig
@@ -52,6 +57,117 @@ class Trained:
     folds: FoldSet
     dropped: Sequence[str]
     skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training that could begin: all is read but the features, and every check is passed.
+
+    Attributes:
+        config: what is trained.
+        head: the head.
+        streams: cached streams, by the names that the configuration has.
+        manifest: the utterances of all folds, as they are learnt.
+        folds: the folds, with what the protocol checks found.
+        dropped: ids left out because a stream lacks them.
+        messages: sentences worth knowing.
+        digest: names the configuration together with what it runs on; the identity of its run.
+        together: the same for trainings that can train as one job; see :func:`heads.fit.side_by_side`.
+    """
+
+    config: TrainConfig
+    head: Head
+    streams: Mapping[str, CachedStream]
+    manifest: Manifest
+    folds: FoldSet
+    dropped: Sequence[str]
+    messages: Sequence[str]
+    digest: str
+    together: Hashable
+
+    def task(self) -> Task:
+        """Return what is to be learnt."""
+        task = make_task(list(self.manifest), self.folds, dict(self.streams), resolve_device(self.config.device))
+        return replace(task, place=self.config.place)
+
+
+class Preparer:
+    """Prepares trainings over one manifest and one cache; what several of them share is made once.
+
+    Args:
+        manifest: labelled utterances.
+        cache: the cache's folder.
+    """
+
+    def __init__(self, manifest: Manifest, cache: str | Path) -> None:
+        self._manifest = manifest
+        self._path = cache
+        self._streams: dict[str, CachedStream] = {}
+        self._covered: dict[Hashable, tuple[list[Utterance], list[Utterance], list[str]]] = {}
+        self._folds: dict[Hashable, tuple[FoldSet, Manifest, list[Any]]] = {}
+
+    @cached_property
+    def _cache(self) -> Cache:
+        """The cache: looked for after the head and its settings were looked at."""
+        return open_cache(self._path)
+
+    def prepare(self, config: TrainConfig) -> Prepared:
+        """Return a training that could begin; nothing is written.
+
+        Raises:
+            ConfigError: settings that do not fit.
+            CacheError: the cache lacks utterances and `config.missing` is ``"error"``.
+            ProtocolError: folds that would leak, or labels that are missing.
+        """
+        head = load_head(config)
+        if not config.streams:
+            raise ConfigError("Say which stream to train on, with --stream NAME.")
+        for name in config.streams:
+            if name not in self._streams:
+                self._streams[name] = self._cache[name]
+        streams = {name: self._streams[name] for name in config.streams}
+        dropped, folds, learnt, context = self._divide(config, streams)
+        messages = [str(problem) for problem in folds.problems]
+        if folds.num_unlabelled:
+            messages.insert(0, f"{folds.num_unlabelled} utterances are left out: they have no {config.label}.")
+        if dropped:
+            messages.insert(
+                0, f"{len(dropped)} utterances are left out: a stream lacks them ({dropped[0]!r} and so on)."
+            )
+        shared = replace(config, settings={}, fit=FitSettings()).digest(*context)
+        return Prepared(
+            config, head, streams, learnt, folds, dropped, messages, config.digest(*context),
+            (shared, side_by_side(head, config.fit)),
+        )  # fmt: skip
+
+    def _divide(
+        self, config: TrainConfig, streams: Mapping[str, CachedStream]
+    ) -> tuple[list[str], FoldSet, Manifest, list[Any]]:
+        """Return ids left out, the folds, their utterances, and what names all that is read."""
+        what = (config.streams, config.label, config.drop_unlabelled, config.missing)
+        if what not in self._covered:
+            asked = [relabelled(utterance, config.label) for utterance in self._manifest]
+            unlabelled = [utterance for utterance in asked if config.drop_unlabelled and not utterance.label]
+            wanted = [utterance for utterance in asked if utterance.label or not config.drop_unlabelled]
+            kept, dropped = covered(wanted, dict(streams), config, self._cache)
+            self._covered[what] = (kept, unlabelled, dropped)
+        kept, unlabelled, dropped = self._covered[what]
+        how = (*what, config.folds, config.validation, config.validation_by, config.fit.seed, config.allow)
+        if how not in self._folds:
+            folds = make_folds(
+                [*kept, *unlabelled], config.folds, validation=config.validation, validation_by=config.validation_by,
+                seed=config.fit.seed, allow=config.allow, drop_unlabelled=config.drop_unlabelled,
+                audio=audio_digests(streams.values(), [utterance.id for utterance in kept]),
+            )  # fmt: skip
+            used = {name for fold in folds for ids in fold.parts.values() for name in ids}
+            learnt = Manifest([utterance for utterance in kept if utterance.id in used], self._manifest.folder)
+            context = [
+                [stream.name for stream in streams.values()],
+                [facts(utterance, streams.values()) for utterance in learnt],
+                [membership(fold) for fold in folds],
+            ]
+            self._folds[how] = (folds, learnt, context)
+        return (dropped, *self._folds[how])
 
 
 def run(
@@ -80,62 +196,68 @@ def run(
         ProtocolError: folds that would leak, or labels that are missing.
     """
     out = Path(out)
-    head = load_head(config)
-    if not config.streams:
-        raise ConfigError("Say which stream to train on, with --stream NAME.")
-    opened = open_cache(cache)
-    streams = {name: opened[name] for name in config.streams}
-    asked = [relabelled(utterance, config.label) for utterance in manifest]
-    unlabelled = [utterance for utterance in asked if config.drop_unlabelled and not utterance.label]
-    wanted = [utterance for utterance in asked if utterance.label or not config.drop_unlabelled]
-    kept, dropped = covered(wanted, streams, config, opened)
-    if dropped:
-        on_message(f"{len(dropped)} utterances are left out: a stream lacks them ({dropped[0]!r} and so on).")
-    folds = make_folds(
-        [*kept, *unlabelled], config.folds, validation=config.validation, validation_by=config.validation_by,
-        seed=config.fit.seed, allow=config.allow, drop_unlabelled=config.drop_unlabelled,
-    )  # fmt: skip
-    if folds.num_unlabelled:
-        on_message(f"{folds.num_unlabelled} utterances are left out: they have no {config.label}.")
-    for problem in folds.problems:
-        on_message(str(problem))
-    used = {name for fold in folds for ids in fold.parts.values() for name in ids}
-    kept = [utterance for utterance in kept if utterance.id in used]
-    digest = config.digest(
-        [stream.name for stream in streams.values()],
-        [facts(utterance, streams.values()) for utterance in kept],
-        [membership(fold) for fold in folds],
-    )
-    existing = existing_run(out, digest, overwrite)
+    prepared = Preparer(manifest, cache).prepare(config)
+    for message in prepared.messages:
+        on_message(message)
+    existing = existing_run(out, prepared.digest, overwrite)
     if existing is not None:
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # of a kill after the last file was written
-        return Trained(existing, folds, dropped, skipped=True)
-    unfinished = Unfinished(out / UNFINISHED / digest)
-    if unfinished.folder.exists():
+        return Trained(existing, prepared.folds, prepared.dropped, skipped=True)
+    unfinished = out / UNFINISHED / prepared.digest
+    if unfinished.exists():
         on_message("An earlier run of the same was not finished: going on where it stopped.")
-    task = make_task(kept, folds, streams, resolve_device(config.device))
-    task = replace(task, unfinished=unfinished, place=config.place)
+    [written] = train({out: prepared}, unfinished, on_progress)
+    return Trained(written, prepared.folds, prepared.dropped)
+
+
+def train(several: Mapping[Path, Prepared], unfinished: Path, on_progress: OnProgress = lambda *_: None) -> list[Run]:
+    """Train one training, or several that can train as one job, and write a run folder for each.
+
+    Args:
+        several: run folder to training; what another run left there is replaced.
+        unfinished: the folder that keeps what is not finished; its name must follow from all that is trained. It is
+            removed at the end, and what each run folder kept of its own.
+        on_progress: called with what is done and what there is to do.
+
+    Returns:
+        The runs, in order. The seconds that each is recorded to have taken are its share of those of all.
+    """
+    trainings = list(several.values())
+    task = replace(trainings[0].task(), unfinished=Unfinished(unfinished))
     started = time.perf_counter()
-    outcomes = head.train(task, config.fit, on_progress)
-    seconds = time.perf_counter() - started
-    record = {
-        **plain(asdict(config)),
-        "digest": digest,
-        "streams": {name: stream.name for name, stream in streams.items()},
+    if len(trainings) == 1:
+        outcomes = [trainings[0].head.train(task, trainings[0].config.fit, on_progress)]
+    else:
+        pairs = [(one.head, one.config.fit) for one in trainings if isinstance(one.head, GradientHead)]
+        outcomes = fit_each(pairs, task, on_progress)
+    seconds = (time.perf_counter() - started) / len(trainings)
+    written = [
+        write_training(out, task, of_one, _record(one, task, seconds), one.manifest)
+        for (out, one), of_one in zip(several.items(), outcomes, strict=True)
+    ]
+    for folder in (unfinished, *(out / UNFINISHED for out in several)):
+        shutil.rmtree(folder, ignore_errors=True)
+    return written
+
+
+def _record(prepared: Prepared, task: Task, seconds: float) -> dict[str, Any]:
+    """Return how a run was made, in plain values."""
+    folds = prepared.folds
+    return {
+        **plain(asdict(prepared.config)),
+        "digest": prepared.digest,
+        "streams": {name: stream.name for name, stream in prepared.streams.items()},
         "classes": list(task.classes),
         "num_utterances": len(task.ids),
-        "dropped": len(dropped),
+        "dropped": len(prepared.dropped),
         "speaker_independent": folds.speaker_independent,
-        "synthetic": any(utterance.extra.get("synthetic") for utterance in kept),
+        "synthetic": any(utterance.extra.get("synthetic") for utterance in prepared.manifest),
         "problems": [str(problem) for problem in folds.problems],
         "allowed_leaks": [str(problem) for problem in folds.leaks],
         "seconds": round(seconds, 3),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "versions": versions(),
     }
-    written = write_training(out, task, outcomes, record, Manifest(kept, manifest.folder))
-    trained = Trained(written, folds, dropped)
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    return trained
 
 
 def load_head(config: TrainConfig) -> Head:

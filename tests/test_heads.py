@@ -349,3 +349,31 @@ def test_balanced_weights_make_a_rare_class_count_as_much(task: Task) -> None:
         for chosen in (settings, replace(settings, balanced=True))
     )
     assert balanced > plain
+
+
+@pytest.mark.parametrize(
+    "head", [LayerMixHead(projector_dim=8, subset=(3, -3)), MeanPool(projector_dim=8, subset=(2,))]
+)
+def test_a_subset_of_layers_is_what_a_stream_of_those_layers_gives(tmp_path: Path, task: Task, head: Head) -> None:
+    stream = task.streams["toy"]
+    kept = sorted(layer % LAYERS for layer in head.subset)  # type: ignore[attr-defined]
+    spec = replace(stream.spec, layers=tuple(stream.spec.layers[layer] for layer in kept))
+    with StreamWriter(tmp_path / "cache", spec, "zarr", "frames") as writer:
+        frames = {name: np.asarray(stream[name][kept], np.float32) for name in stream.ids}
+        writer.commit([store(name, "0", 0, Features(one), spec, "frames") for name, one in frames.items()], {})
+    settings = FitSettings(steps=20, batch_size=8, eval_every=10)
+    whole = replace(head, subset=())  # type: ignore[type-var]
+    narrow = replace(task, streams={"toy": featcache.open(tmp_path / "cache")["toy"]})
+    for ours, theirs in zip(
+        head.train(task, settings, lambda *_: None), whole.train(narrow, settings, lambda *_: None), strict=True
+    ):
+        np.testing.assert_allclose(ours.test, theirs.test, atol=1e-6)
+        assert list(ours.layer_names) == list(theirs.layer_names) == [stream.spec.layers[layer] for layer in kept]
+
+
+def test_a_subset_names_layers_that_are_there_once(task: Task) -> None:
+    settings = FitSettings(steps=1, batch_size=8)
+    with pytest.raises(UnknownNameError, match="layer for layer_mix"):
+        LayerMixHead(subset=(LAYERS,)).train(task, settings, lambda *_: None)
+    with pytest.raises(ConfigError, match=r"A layer occurs twice in the subset \[0, -4\] of 4 layers"):
+        LayerMixHead(subset=(0, -4)).train(task, settings, lambda *_: None)

@@ -103,6 +103,23 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert (tmp_path / "done").exists()
 
 
+def test_a_process_that_is_kept_does_one_job_after_the_other_until_one_ends_it(tmp_path: Path) -> None:
+    ended: list[tuple[str, bool]] = []
+    todo = [
+        Job("a", partial(write, tmp_path / "a")), Job("fails", fail), Job("b", partial(write, tmp_path / "b")),
+        Job("dies", die), Job("c", partial(write, tmp_path / "c")),
+    ]  # fmt: skip
+    failures = jobs.run(todo, 1, on_end=lambda name, failure: ended.append((name, failure is None)), keep=True)
+    assert failures == {
+        "fails": "There is no such thing. Name another.",
+        "dies": "its process was ended by SIGKILL",
+    }
+    assert ended == [("a", True), ("fails", False), ("b", True), ("dies", False), ("c", True)]
+    first, second, third = ((tmp_path / name).read_text().split()[1] for name in "abc")
+    assert first == second != third
+    assert not any(is_alive(int(pid)) for pid in (first, third))
+
+
 def test_no_jobs_are_no_work() -> None:
     assert jobs.run([], 2) == {}
 

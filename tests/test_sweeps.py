@@ -10,12 +10,14 @@ import torch
 
 import heads.fit
 from benchmarks.sweeps import Size, largest_difference, make_task, probe_plain, superb_plain, train_plainly
-from featcache.errors import FeatcacheError
+from featcache.errors import ConfigError, FeatcacheError
 from heads import threads
-from heads.fit import fit
-from heads.head import FitSettings, Task
+from heads.fit import fit, fit_each, side_by_side
+from heads.head import FitSettings, Head, Outcome, Task
 from heads.models.layer_mix import LayerMix
 from heads.models.linear_probe import LinearProbe
+from heads.models.mean_pool import MeanPool
+from heads.models.svm import Svm
 
 SIZE = Size(utterances=300, layers=5, dim=48)
 SETTINGS = FitSettings(steps=100, eval_every=100, learning_rate=(1e-2, 1e-3, 1e-4), weight_decay=(0.0, 0.1))
@@ -157,3 +159,63 @@ def test_results_are_in_order_and_progress_adds_up() -> None:
     assert threads.run(works, 3, lambda done, total: seen.append((done, total))) == list("abcde")
     assert seen[-1] == (15, 15)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def assert_same(together: Outcome, alone: Outcome) -> None:
+    assert (together.fold, together.chosen) == (alone.fold, alone.chosen)
+    assert [one.settings for one in together.candidates] == [one.settings for one in alone.candidates]
+    assert [one.validation for one in together.candidates] == [one.validation for one in alone.candidates]
+    assert [point["step"] for point in together.curve] == [point["step"] for point in alone.curve]
+    np.testing.assert_allclose(together.test, alone.test, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(together.validation, alone.validation, atol=1e-6, rtol=0)
+    assert together.weights.keys() == alone.weights.keys()
+    for name, values in together.weights.items():
+        np.testing.assert_allclose(values, alone.weights[name], atol=1e-5, rtol=1e-5)
+
+
+def test_probes_of_several_layers_and_rates_that_train_as_one_are_each_as_alone(task: Task) -> None:
+    settings = replace(SETTINGS, steps=30, eval_every=5, patience=3)
+    trainings = [
+        (LinearProbe(layer=0), replace(settings, learning_rate=(1e-2,), weight_decay=(0.0,))),
+        (LinearProbe(layer=-1), replace(settings, learning_rate=(1e-3, 1e-2), weight_decay=(0.1,))),
+        (LinearProbe(layer="each"), replace(settings, learning_rate=(1e-2,), weight_decay=(0.0,))),
+        (LinearProbe(layer=0), replace(settings, learning_rate=(1e-2,), weight_decay=(0.0,))),  # the first again
+    ]
+    together = fit_each(trainings, task)
+    for outcomes, (head, how) in zip(together, trainings, strict=True):
+        for one, same in zip(outcomes, fit(head, task, how), strict=True):
+            assert_same(one, same)
+    assert [len(outcomes[0].candidates) for outcomes in together] == [1, 2, 5, 1]
+    assert np.array_equal(together[0][0].test, together[3][0].test)
+    assert not np.allclose(together[0][0].test, together[1][0].test)
+
+
+@pytest.mark.parametrize("head", [LayerMix(projector_dim=8), MeanPool(projector_dim=8)], ids=["layer_mix", "mean_pool"])
+def test_rates_that_train_as_one_are_each_as_alone(task: Task, head: LayerMix | MeanPool) -> None:
+    settings = replace(SETTINGS, steps=6, eval_every=3)
+    rates = [replace(settings, learning_rate=(rate,), weight_decay=(0.0,)) for rate in (1e-2, 1e-3)]
+    small = replace(task, folds=task.folds[:2])
+    if isinstance(head, MeanPool):  # trains alone: nothing but what it reads would be shared
+        with pytest.raises(ConfigError, match="Only trainings that differ"):
+            fit_each([(head, how) for how in rates], small)
+        return
+    for outcomes, how in zip(fit_each([(head, how) for how in rates], small), rates, strict=True):
+        for one, same in zip(outcomes, fit(head, small, how), strict=True):
+            assert_same(one, same)
+
+
+def test_what_trains_as_one_job_differs_in_rate_decay_and_layer_alone() -> None:
+    settings = FitSettings()
+    other = replace(settings, learning_rate=(0.1, 0.2), weight_decay=(0.3,))
+
+    def alike(one: Head, first: FitSettings, two: Head, second: FitSettings) -> bool:
+        return side_by_side(one, first) == side_by_side(two, second)
+
+    assert alike(LinearProbe(layer=1), settings, LinearProbe(layer="each"), other)
+    assert alike(LayerMix(), settings, LayerMix(), other)
+    assert not alike(LinearProbe(), settings, LinearProbe(std=True), settings)
+    assert not alike(LayerMix(), settings, LayerMix(projector_dim=8), settings)
+    assert not alike(LinearProbe(), settings, LinearProbe(), replace(settings, seed=1))
+    assert not alike(LinearProbe(), settings, LayerMix(), settings)
+    assert not alike(MeanPool(), settings, MeanPool(), other)
+    assert not alike(Svm(), settings, Svm(C=(2.0,)), settings)

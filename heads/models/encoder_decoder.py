@@ -15,7 +15,7 @@ Where this departs from the published code:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -36,6 +36,8 @@ from heads.models._encoder_decoder import Decoder, Encoder, PhoneEncoder, PostNe
 _SIZES = {"small": (8, 48), "large": (128, 2), "spec": (8, 48)}
 _MOST_APART = 2  # frames by which streams of one utterance may differ: how many a model gives depends on its padding
 _WINDOWS = 64
+_SPEAKER = "speaker/"
+"""What stands before the name of a speaker in :meth:`EncoderDecoder.context`."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,15 @@ class EncoderDecoder(GradientHead["WindowInputs"]):
     def further_streams(self) -> tuple[str, ...]:
         """Return the kinds of streams read beside the encoded one."""
         return ("log_mel", "speaker", *(["phones"] if self.reconstruct else []))
+
+    def context(self, task: Task) -> dict[str, np.ndarray]:
+        """Return the mean embedding of each speaker, which is of other utterances than the one that is scored."""
+        means = speaker_means(self.roles(task)["speaker"], _people(task))
+        return {f"{_SPEAKER}{speaker}": mean for speaker, mean in means.items()}
+
+    def scoring(self) -> "EncoderDecoder":
+        """Return the head without the decoder: phones, which have as many frames as the log-mels, are not read."""
+        return replace(self, reconstruct=False)
 
     def source(self, task: Task) -> CachedStream:
         """Return the stream that is encoded."""
@@ -322,14 +333,25 @@ class WindowInputs(Inputs):
 
     def _embeddings(self) -> torch.Tensor:
         """Return each utterance's speaker's mean embedding, ``(utterances, speaker_dim)``."""
-        pairs = zip(self.task.ids, self.task.speakers, strict=True)
-        utterances = [Utterance(name, speaker=speaker) for name, speaker in pairs]
-        nameless = [utterance.id for utterance in utterances if utterance.speaker is None]
-        if nameless:
-            raise ProtocolError(
-                f"{len(nameless)} utterances have no speaker, such as {nameless[0]!r}; encoder_decoder reads a mean "
-                "embedding of each speaker. Fill the manifest's column 'speaker'."
-            )
-        means = speaker_means(self.roles["speaker"], utterances)
-        rows = np.stack([means[str(speaker)] for speaker in self.task.speakers])
-        return torch.from_numpy(rows).to(self.task.device)
+        known = dict(self.task.context)
+        unknown = [one for one in _people(self.task) if f"{_SPEAKER}{one.speaker}" not in known]
+        known |= {f"{_SPEAKER}{name}": mean for name, mean in speaker_means(self.roles["speaker"], unknown).items()}
+        rows = [known[f"{_SPEAKER}{speaker}"] for speaker in self.task.speakers]
+        return torch.from_numpy(np.stack(rows)).to(self.task.device)
+
+
+def _people(task: Task) -> list[Utterance]:
+    """Return the utterances of a task with their speakers.
+
+    Raises:
+        ProtocolError: an utterance has none.
+    """
+    pairs = zip(task.ids, task.speakers, strict=True)
+    utterances = [Utterance(name, speaker=speaker) for name, speaker in pairs]
+    nameless = [utterance.id for utterance in utterances if utterance.speaker is None]
+    if nameless:
+        raise ProtocolError(
+            f"{len(nameless)} utterances have no speaker, such as {nameless[0]!r}; encoder_decoder reads a mean "
+            "embedding of each speaker. Fill the manifest's column 'speaker'."
+        )
+    return utterances

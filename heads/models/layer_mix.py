@@ -7,14 +7,14 @@ Everything before the pooling is linear, and the mean of a linear map is the map
 from the stats tier, whose bytes are those of four float16 frames an utterance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
 from torch import nn
 
-from heads.head import GradientHead, Task
+from heads.head import GradientHead, Task, layer_subset
 from heads.inputs import StatsInputs
 from heads.layers import LayerMix as Mix
 from heads.layers import Standardise, linear
@@ -27,6 +27,7 @@ class LayerMix(GradientHead[StatsInputs]):
     Attributes:
         projector_dim: width of the projection.
         weighting: ``"softmax"`` as SUPERB, ``"ratio"`` as Makiuchi et al. 2021, Eq. 1.
+        subset: layers to read, counted from the end when negative; all where it is empty.
         std: read the standard deviation over time beside the mean; SUPERB does not.
         standardise: give every dimension of every layer the mean 0 and standard deviation 1 of the training part;
             SUPERB does not.
@@ -38,16 +39,23 @@ class LayerMix(GradientHead[StatsInputs]):
 
     projector_dim: int = 256
     weighting: Literal["softmax", "ratio"] = "softmax"
+    subset: tuple[int, ...] = ()
     std: bool = False
     standardise: bool = False
 
     def inputs(self, task: Task) -> StatsInputs:
         """Return the stats."""
-        return StatsInputs(task.view(task.stream(self.kind())), self.std)
+        stream = task.stream(self.kind())
+        return StatsInputs(task.view(stream, layers=self.read_layers(len(stream.spec.layers))), self.std)
+
+    def read_layers(self, num_layers: int) -> Sequence[int]:
+        """Return the subset."""
+        return layer_subset(self.subset, num_layers, self.kind())
 
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh module: ``(batch, layers, dim)`` to logits ``(batch, classes)``."""
         size = dim * (2 if self.std else 1)
+        num_layers = len(self.read_layers(num_layers))
         return LayerMixModule(
             Standardise(num_layers, size) if self.standardise else nn.Identity(),
             Mix(num_layers, self.weighting),
@@ -57,7 +65,8 @@ class LayerMix(GradientHead[StatsInputs]):
 
     def example(self, shapes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
         """Return zeros in the form of a batch: every layer's mean, and its std where that is read."""
-        return (torch.zeros(2, shapes["num_layers"], shapes["dim"] * (2 if self.std else 1)),)
+        num_layers = len(self.read_layers(shapes["num_layers"]))
+        return (torch.zeros(2, num_layers, shapes["dim"] * (2 if self.std else 1)),)
 
     def prepare(self, module: nn.Module, inputs: StatsInputs, train: torch.Tensor, layer: int | None) -> None:
         """Take the training part's mean and standard deviation."""

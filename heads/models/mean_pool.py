@@ -4,13 +4,14 @@ A learned layer average, a projection with ReLU on every frame (or token), the m
 frames, dropout, and a linear layer. Padding changes no score.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
-from heads.head import GradientHead, Task
+from heads.head import GradientHead, Task, layer_subset
 from heads.inputs import FrameInputs
 from heads.layers import LayerMix, masked_mean
 
@@ -23,6 +24,7 @@ class MeanPool(GradientHead[FrameInputs]):
         projector_dim: width of the projection.
         dropout: share of the pooled values set to 0 in training.
         weighting: ``"softmax"`` as SUPERB, ``"ratio"`` as Makiuchi et al. 2021, Eq. 1.
+        subset: layers to read, counted from the end when negative; all where it is empty.
     """
 
     title: ClassVar[str] = "layer average, frame-wise projection with ReLU, mean over time, linear"
@@ -32,14 +34,24 @@ class MeanPool(GradientHead[FrameInputs]):
     projector_dim: int = 256
     dropout: float = 0.2
     weighting: Literal["softmax", "ratio"] = "softmax"
+    subset: tuple[int, ...] = ()
 
     def inputs(self, task: Task) -> FrameInputs:
         """Return the frames."""
-        return FrameInputs(task.view(task.stream(self.kind())))
+        stream = task.stream(self.kind())
+        return FrameInputs(task.view(stream, layers=self.read_layers(len(stream.spec.layers))))
+
+    def read_layers(self, num_layers: int) -> Sequence[int]:
+        """Return the subset."""
+        return layer_subset(self.subset, num_layers, self.kind())
 
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh module."""
-        return MeanPoolModule(self, num_layers, dim, num_classes)
+        return MeanPoolModule(self, len(self.read_layers(num_layers)), dim, num_classes)
+
+    def example(self, shapes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+        """Return zeros in the form of a batch."""
+        return super().example({**shapes, "num_layers": len(self.read_layers(shapes["num_layers"]))})
 
 
 class MeanPoolModule(nn.Module):

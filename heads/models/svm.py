@@ -7,19 +7,17 @@ Scores are the softmax of the one-against-rest decision values: their order is t
 not calibrated.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from featcache.cache import CachedStream
-from featcache.errors import ConfigError
-from heads.head import Candidate, FitSettings, Head, OnProgress, Outcome, Task
+from featcache.errors import ConfigError, ScoresError
+from heads.head import Candidate, FitSettings, Head, OnProgress, Outcome, Task, Trained
 from heads.metrics import ua, wa
-
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -68,28 +66,33 @@ class Svm(Head):
     ) -> Outcome:
         train, validation, test = parts
         metric = ua if settings.select_by == "ua" else wa
-        candidates, on_validation, on_test = [], [], []
+        candidates, on_validation, on_test, models = [], [], [], []
         for cost in self.C:
             if len(validation):
                 chooser = self._fit(values[train], task.labels[train], cost)
-                on_validation.append(_probabilities(chooser, values[validation], len(task.classes)))
+                on_validation.append(chooser.probabilities(values[validation], len(task.classes)))
                 chosen_by = metric(task.labels[validation], on_validation[-1].argmax(1))
             else:
                 on_validation.append(np.empty((0, len(task.classes))))
                 chosen_by = float("nan")
             both = np.concatenate([train, validation])
-            model = self._fit(values[both], task.labels[both], cost)
-            on_test.append(_probabilities(model, values[test], len(task.classes)))
+            models.append(self._fit(values[both], task.labels[both], cost))
+            on_test.append(models[-1].probabilities(values[test], len(task.classes)))
             candidates.append(Candidate({"C": cost}, chosen_by, metric(task.labels[test], on_test[-1].argmax(1))))
         if len(self.C) > 1 and not len(validation):
             raise ConfigError(
                 f"Fold {name!r} has no validation part to choose C on. Give one C, or a validation share."
             )
         best = max(range(len(self.C)), key=lambda index: candidates[index].validation) if len(self.C) > 1 else 0
-        return Outcome(name, on_test[best], on_validation[best], {"C": self.C[best]}, candidates)
+        chosen, weights = {"C": self.C[best]}, models[best].arrays()
+        return Outcome(name, on_test[best], on_validation[best], chosen, candidates, weights=weights)
 
-    def _fit(self, values: np.ndarray, labels: np.ndarray, cost: float) -> "Pipeline":
-        from sklearn.pipeline import make_pipeline
+    def score(self, task: Task, trained: Trained) -> np.ndarray:
+        """Return the class probabilities ``(utterances, classes)`` of all of a task's utterances."""
+        values = self._read(task.stream(self.kind()), task.ids)
+        return Machine.restored(self.kernel, trained.weights).probabilities(values, len(task.classes))
+
+    def _fit(self, values: np.ndarray, labels: np.ndarray, cost: float) -> "Machine":
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC
 
@@ -102,7 +105,12 @@ class Svm(Head):
             decision_function_shape="ovr",
             break_ties=True,
         )
-        return make_pipeline(StandardScaler(), machine).fit(values, labels)
+        scaler = StandardScaler()
+        machine.fit(scaler.fit_transform(values), labels)
+        return Machine(
+            self.kernel, scaler.mean_, scaler.scale_, machine.support_vectors_, machine.dual_coef_,
+            machine.intercept_, machine.n_support_, machine.classes_, np.array(machine._gamma),
+        )  # fmt: skip
 
     def _read(self, stream: CachedStream, ids: Sequence[str]) -> np.ndarray:
         """Return ``(utterances, features)`` float64."""
@@ -115,12 +123,83 @@ class Svm(Head):
         return np.concatenate([mean, std], axis=-1).reshape(len(ids), -1).astype(np.float64)
 
 
-def _probabilities(model: "Pipeline", values: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return ``(utterances, classes)``, 0 for classes that training did not have."""
-    decision = model.decision_function(values)
-    if decision.ndim == 1:  # two classes: one value, positive for the second
-        decision = np.stack([-decision / 2, decision / 2], axis=1)
-    exponent = np.exp(decision - decision.max(axis=1, keepdims=True))
-    probabilities = np.zeros((len(values), num_classes))
-    probabilities[:, model.classes_] = exponent / exponent.sum(axis=1, keepdims=True)
-    return probabilities
+@dataclass(frozen=True)
+class Machine:
+    """A trained machine as plain arrays: what scikit-learn's pipeline learnt, without its classes.
+
+    Attributes:
+        kernel: ``"rbf"`` or ``"linear"``.
+        mean: ``(features,)`` subtracted first.
+        scale: ``(features,)`` divided by then.
+        support_vectors: ``(vectors, features)``, those of one class after the other.
+        dual_coef: ``(classes - 1, vectors)``, as scikit-learn's ``dual_coef_``.
+        intercept: ``(pairs of classes,)``.
+        num_support: ``(classes,)`` support vectors of each class.
+        classes: ``(classes,)`` positions of the classes that training had, sorted.
+        gamma: width of the kernel.
+    """
+
+    kernel: str
+    mean: np.ndarray
+    scale: np.ndarray
+    support_vectors: np.ndarray
+    dual_coef: np.ndarray
+    intercept: np.ndarray
+    num_support: np.ndarray
+    classes: np.ndarray
+    gamma: np.ndarray
+
+    @classmethod
+    def restored(cls, kernel: str, arrays: Mapping[str, np.ndarray]) -> "Machine":
+        """Return a machine from what :meth:`arrays` gave.
+
+        Raises:
+            ScoresError: an array is missing.
+        """
+        names = [one.name for one in fields(cls) if one.name != "kernel"]
+        lacking = [name for name in names if name not in arrays]
+        if lacking:
+            raise ScoresError(f"The weights are not of the head 'svm': {', '.join(lacking)} missing.")
+        return cls(kernel, **{name: arrays[name] for name in names})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return every array by name."""
+        return {one.name: np.asarray(getattr(self, one.name)) for one in fields(self) if one.name != "kernel"}
+
+    def probabilities(self, values: np.ndarray, num_classes: int) -> np.ndarray:
+        """Return ``(utterances, classes)`` of ``(utterances, features)``; 0 for classes that training did not have."""
+        decision = self.decision(values)
+        exponent = np.exp(decision - decision.max(axis=1, keepdims=True))
+        probabilities = np.zeros((len(values), num_classes))
+        probabilities[:, self.classes] = exponent / exponent.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def decision(self, values: np.ndarray) -> np.ndarray:
+        """Return one-against-rest decision values, ``(utterances, classes of training)``.
+
+        They are scikit-learn's: the votes of the machines of two classes each, and, to break ties, a third of a vote or
+        less for how sure these were.
+        """
+        from sklearn.metrics.pairwise import linear_kernel, rbf_kernel
+
+        standard = (values - self.mean) / self.scale
+        if self.kernel == "linear":
+            kernel = linear_kernel(standard, self.support_vectors)
+        else:
+            kernel = rbf_kernel(standard, self.support_vectors, gamma=float(self.gamma))
+        if len(self.classes) == 2:  # one value, positive for the second
+            [second] = (kernel @ self.dual_coef.T + self.intercept).T
+            return np.stack([-second / 2, second / 2], axis=1)
+        votes, sureness = np.zeros((2, len(values), len(self.classes)))
+        ends = np.cumsum(self.num_support)
+        own = [slice(end - count, end) for end, count in zip(ends, self.num_support, strict=True)]
+        for number, (first, second) in enumerate(combinations(range(len(self.classes)), 2)):
+            value = self.intercept[number] + (
+                kernel[:, own[first]] @ self.dual_coef[second - 1, own[first]]
+                + kernel[:, own[second]] @ self.dual_coef[first, own[second]]
+            )
+            votes[:, first] += value >= 0
+            votes[:, second] += value < 0
+            sureness[:, first] += value
+            sureness[:, second] -= value
+        return votes + sureness / (3 * (np.abs(sureness) + 1))

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -33,6 +34,7 @@ from heads.inputs import FrameInputs
 from heads.layers import LayerMix, masked_mean
 
 _SCORED_TOGETHER = 64
+_LONGEST = "fixed_length"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class TextCnn(GradientHead[FrameInputs]):
         kernels: tokens that each convolution spans.
         conv_padding: zeros on either side of each convolution's input; 1 in the published code.
         fixed_length: tokens that every text is zero-padded to, and the mean goes over all positions; ``"longest"`` is
-            the longest text of the task. None is the default form, which padding cannot change.
+            the longest text of the task, which a run folder keeps. None is the default form, which padding cannot
+            change.
         pooled: positions, from the first on, that the mean of the fixed form goes over; None is all.
         sigmoid: put the logits through a sigmoid before the softmax, as the published code does.
     """
@@ -102,8 +105,13 @@ class TextCnn(GradientHead[FrameInputs]):
         if self.fixed_length is None:
             return FrameInputs(view)
         longest = int(view.lengths.max())
-        length = longest if self.fixed_length == "longest" else self.fixed_length
+        length = int(task.context.get(_LONGEST, longest)) if self.fixed_length == "longest" else self.fixed_length
         if longest > length:
+            if self.fixed_length == "longest":
+                raise ConfigError(
+                    f"{view.ids[int(view.lengths.argmax())]!r} has {longest} {stream.spec.axis}, more than the longest "
+                    f"of training, {length}, that text_cnn pads to. Shorten it, or train without fixed_length."
+                )
             raise ConfigError(
                 f"{view.ids[int(view.lengths.argmax())]!r} has {longest} {stream.spec.axis}, more than the "
                 f"fixed_length of {length} that text_cnn pads to. Set fixed_length to {longest}, to 'longest', or to "
@@ -117,6 +125,13 @@ class TextCnn(GradientHead[FrameInputs]):
                 f"mean is to go over {wanted}. Set a larger fixed_length, or pooled to 1 or more of them."
             )
         return FixedInputs(view, length)
+
+    def context(self, task: Task) -> dict[str, np.ndarray]:
+        """Return the length that every text is padded to, where the texts of the task decide it."""
+        if self.fixed_length != "longest":
+            return {}
+        stream = task.stream(self.kind())
+        return {_LONGEST: np.array(max(stream.num_frames(name) for name in task.ids))}
 
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh module."""
