@@ -21,7 +21,8 @@ import torch
 
 from featcache.cache import CachedStream
 from featcache.catalogue import renew_catalogue
-from featcache.commit import Stored, StreamWriter, store, workplace
+from featcache.claims import workplace
+from featcache.commit import Stored, StreamWriter, store
 from featcache.errors import ConfigError, ScoresError
 from featcache.files import canonical_json
 from featcache.sources import sources_digest

@@ -69,7 +69,7 @@ def read_run(folder: str | Path) -> Run:
             f"{str(folder)!r}: 'scores.csv' has the classes {list(scores.classes)} and 'validation_scores.csv' "
             f"{list(validation.classes)}."
         )
-    config = _read_config(folder / "config.yaml")
+    config = read_config(folder / "config.yaml")
     return Run(folder, scores, validation, evaluate(scores), config, _read_manifest(folder / "manifest.jsonl", scores))
 
 
@@ -123,7 +123,12 @@ def _read_manifest(path: Path, scores: Scores) -> Manifest | None:
     return manifest
 
 
-def _read_config(path: Path) -> Mapping[str, Any] | None:
+def read_config(path: Path) -> Mapping[str, Any] | None:
+    """Return what a run's ``config.yaml`` says; None where there is no such file.
+
+    Raises:
+        ScoresError: it is not usable.
+    """
     if not path.is_file():
         return None
     try:

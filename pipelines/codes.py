@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from featcache.cache import open as open_cache
 from featcache.errors import ConfigError, ScoresError
@@ -18,6 +16,7 @@ from heads.head import GradientHead, OnProgress, Task
 from heads.protocol import Fold
 from heads.runs import read_run
 from pipelines.config import recorded_config
+from pipelines.restore import read_weights
 from pipelines.train_heads import load_head
 
 
@@ -73,28 +72,6 @@ def run(
         names[fold.name] = export_codes(head, task, fold.name, weights[fold.name], cache, dtype=dtype, on_done=advance)
         on_message(f"fold {fold.name}: {names[fold.name]}")
     return names
-
-
-def read_weights(run_folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Return the trained arrays of each fold by name.
-
-    Raises:
-        ScoresError: they are missing or damaged.
-    """
-    path = run_folder / "weights.safetensors"
-    if not path.is_file():
-        raise ScoresError(
-            f"{str(run_folder)!r} has no weights.safetensors: its head keeps none, or it was not trained."
-        )
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:  # the last: types NumPy lacks
-        raise ScoresError(f"{str(path)!r} is damaged ({error}). Train the run again with --overwrite.") from None
-    weights: dict[str, dict[str, np.ndarray]] = {}
-    for name, values in stored.items():
-        fold, _, inner = name.rpartition("/")
-        weights.setdefault(fold, {})[inner] = values
-    return weights
 
 
 def _task(run_folder: Path, manifest: Manifest, cache: Path, record: Mapping[str, Any], device: str) -> Task:

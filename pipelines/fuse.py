@@ -14,6 +14,7 @@ Metrics are fractions.
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,11 +23,15 @@ from typing import Any, TypeVar
 
 from featcache.errors import ConfigError
 from featcache.files import write_atomically
+from featcache.manifest import Manifest
 from heads.fusion import Fused, Space, fuse_runs
 from heads.fusion_data import SearchOn, SelectBy
 from heads.fusion_search import Searched, search_runs
 from heads.fusion_stack import COST, Stacked, stack_runs
+from heads.metrics import evaluate
 from heads.runs import Run, read_run, write_run
+from pipelines.model_card import NAME as CARD
+from pipelines.model_card import card
 from pipelines.run_folders import FUSION_FILES, TRAINING_FILES, check_folder
 
 _SPACES: dict[str, Space] = {"prob": "prob", "log": "log"}
@@ -91,7 +96,9 @@ def run(
     if numbers is None:
         record |= {"searched_on": on, "selected_by": by}
     _tell(fused, record, on, on_message)
-    return _write(out, fused, _common(runs) | record | {"space": space, "standardise": standardise}, tables)
+    record = _common(runs, out) | record | {"space": space, "standardise": standardise}
+    manifest = next((one.manifest for one in runs if one.manifest is not None), None)
+    return _write(out, fused, record, tables, manifest)
 
 
 def _numbers(weights: str) -> list[float]:
@@ -118,11 +125,13 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
-def _common(runs: Sequence[Run]) -> dict[str, Any]:
+def _common(runs: Sequence[Run], out: Path) -> dict[str, Any]:
     configs = [run.config or {} for run in runs]
     return {
         "head": "fusion",
         "fused": [run.name for run in runs],
+        "fused_from": [os.path.relpath(run.folder.resolve(), out.resolve().parent) for run in runs],
+        "fused_digests": [config.get("digest") for config in configs],
         "speaker_independent": all(config.get("speaker_independent") for config in configs),
         "synthetic": any(config.get("synthetic") for config in configs),
         "allowed_leaks": [leak for config in configs for leak in config.get("allowed_leaks", [])],
@@ -196,7 +205,7 @@ def _tell(fused: Fused, record: dict[str, Any], search_on: SearchOn, on_message:
         on_message(f"fold {fold}: {', '.join(names)} did not occur on {search_on}, and gets probability 0.")
 
 
-def _write(out: Path, fused: Fused, record: dict[str, Any], tables: dict[str, _Rows]) -> Run:
+def _write(out: Path, fused: Fused, record: dict[str, Any], tables: dict[str, _Rows], manifest: Manifest | None) -> Run:
     # Scores are what makes a folder a run: taken away first, and written last.
     for name in ("scores.csv", *TRAINING_FILES, *FUSION_FILES):  # also of a training run that lay there
         (out / name).unlink(missing_ok=True)
@@ -207,4 +216,7 @@ def _write(out: Path, fused: Fused, record: dict[str, Any], tables: dict[str, _R
             writer.writeheader()
             writer.writerows(rows)
             write_atomically(out / name, text.getvalue().encode())
+    if manifest is not None:
+        manifest.write(out / "manifest.jsonl")
+    write_atomically(out / CARD, card(record, evaluate(fused.scores), {}, manifest=manifest).encode())
     return write_run(out, fused.scores, fused.validation_scores, record)

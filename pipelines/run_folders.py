@@ -1,30 +1,53 @@
-"""What every kind of training leaves in a run folder, and how a run that lies there is recognised."""
+"""What every kind of training leaves in a run folder, and how a run that lies there is recognised.
+
+A run folder needs nothing else to score other utterances (:mod:`pipelines.restore`): beside weights and configuration
+it holds what decides the numbers of each stream read, and what else scores depend on.
+"""
 
 import csv
 import io
 import json
 import platform
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from safetensors.numpy import save
 
-from featcache import __version__
+from featcache import __version__, registry
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, ProtocolError
-from featcache.files import write_atomically
+from featcache.files import write_atomically, write_json
 from featcache.manifest import Manifest, Utterance
+from featcache.settings import build
 from heads.fold_files import save_folds
 from heads.folds import Fold
-from heads.head import Outcome, Task
+from heads.head import Head, Outcome, Task
+from heads.metrics import evaluate
 from heads.runs import Run, read_run, write_run
 from heads.scores import Scores
+from pipelines.model_card import NAME as CARD
+from pipelines.model_card import card
+
+STREAMS = "streams.json"
+"""The whole spec of each stream read, by the name that the run gave it."""
+
+INPUTS = "inputs.json"
+"""The digest of each utterance's input, for each stream read: by it an utterance is known again."""
+
+CONTEXT = "context.safetensors"
+"""What scores depend on beside weights and the utterance itself; see :meth:`heads.head.Head.context`."""
+
+TENSORBOARD = "tensorboard"
+FUSED = "fused"
+"""Folder of the runs that a fused run is made of, where it brings them along."""
 
 TRAINING_FILES = (
     "folds.json", "candidates.csv", "curves.csv", "layer_weights.csv", "weights.safetensors", "log.txt",
-    "manifest.jsonl",
+    "manifest.jsonl", STREAMS, INPUTS, CONTEXT, CARD,
 )  # fmt: skip
 """What a training leaves in a run folder beside the scores."""
 
@@ -35,6 +58,7 @@ UNFINISHED = ".unfinished"
 
 _FILES = {
     "scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES, UNFINISHED,
+    TENSORBOARD, FUSED,
 }  # fmt: skip
 
 
@@ -99,11 +123,11 @@ def write_training(
     Raises:
         ProtocolError: no fold has a test part.
     """
-    from safetensors.numpy import save
-
     out.mkdir(parents=True, exist_ok=True)
     for name in ("scores.csv", *FUSION_FILES):  # also of a fusion that lay there
         (out / name).unlink(missing_ok=True)
+    for name in (TENSORBOARD, FUSED):
+        shutil.rmtree(out / name, ignore_errors=True)
     for left in out.glob(".tmp-*"):
         left.unlink(missing_ok=True)
     save_folds(task.folds, out / "folds.json")
@@ -143,13 +167,43 @@ def write_training(
         write_atomically(out / "weights.safetensors", save(weights))
     else:
         (out / "weights.safetensors").unlink(missing_ok=True)
+    _write_scoring(out, task, record)
     record["chosen"] = {outcome.fold: plain(dict(outcome.chosen)) for outcome in outcomes}
     log = yaml.safe_dump({key: record[key] for key in ("versions", "seconds", "problems", "chosen")}, sort_keys=False)
     write_atomically(out / "log.txt", log.encode())
     scores = _scores(task, outcomes, "test")
     if scores is None:
         raise ProtocolError("No fold has a test part, so there is nothing to score.")
+    specs = {name: stream.spec for name, stream in task.streams.items()}
+    write_atomically(out / CARD, card(record, evaluate(scores), specs, task.folds, manifest).encode())
     return write_run(out, scores, _scores(task, outcomes, "validation"), record)
+
+
+def _write_scoring(out: Path, task: Task, record: Mapping[str, Any]) -> None:
+    """Write what the head needs, beside its weights, to score other utterances; nothing for what is none's own."""
+    for name in (STREAMS, INPUTS, CONTEXT):
+        (out / name).unlink(missing_ok=True)
+    if not task.streams:  # of a probe, whose folds read codes of their own
+        return
+    specs = {name: {**stream.spec.identity(), "notes": stream.spec.notes} for name, stream in task.streams.items()}
+    write_json(out / STREAMS, {"format": 1, "streams": specs})
+    inputs = {
+        name: {kind: stream.locate(name).entry.input for kind, stream in task.streams.items()} for name in task.ids
+    }
+    write_json(out / INPUTS, inputs)
+    context = load_head(record["head"], record["settings"]).context(task)
+    if context:
+        write_atomically(out / CONTEXT, save(context))
+
+
+def load_head(name: str, settings: Mapping[str, Any]) -> Head:
+    """Return a head by its name, with settings.
+
+    Raises:
+        UnknownNameError: no such head.
+        ConfigError: settings that it does not have.
+    """
+    return build(registry.load("heads.models", name, Head), settings, f"head {name}")
 
 
 def _scores(task: Task, outcomes: Sequence[Outcome], part: str) -> Scores | None:
