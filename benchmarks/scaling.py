@@ -24,7 +24,8 @@ from featcache import Manifest, Utterance
 from featcache.cache import CachedStream
 from featcache.cache import open as open_cache
 from featcache.catalogue import renew_catalogue
-from featcache.commit import StreamWriter, store, workplace
+from featcache.claims import workplace
+from featcache.commit import StreamWriter, store
 from featcache.extract import Options, extract
 from featcache.stream import Features, StreamSpec
 from featcache.streams.log_mel import LogMel

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from featcache.errors import FeatcacheError
-from pipelines import cli_alignment, cli_codes, cli_reproduce
+from pipelines import cli_ablate, cli_alignment, cli_codes, cli_compare, cli_reproduce, cli_runs
 from pipelines.options import (
     PARTLY,
     CacheArg,
@@ -66,7 +66,7 @@ def export(
 
 @app.command()
 def check(
-    manifest: ManifestArg,
+    manifest: Annotated[Path, typer.Argument(help="Manifest, or a run folder.", metavar="MANIFEST|RUN")],
     folds: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +76,7 @@ def check(
     allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
     root: Annotated[Path | None, typer.Option("--root", help="Refuse audio outside this folder.")] = None,
 ) -> None:
-    """Check a manifest: every recording decoded, every fold free of leaks."""
+    """Check a manifest: every recording decoded, every fold free of leaks; or a run: nothing chosen on test data."""
     from pipelines import check as pipeline
 
     problems = pipeline.run(manifest, folds, allow or [], root, typer.echo)
@@ -227,6 +227,9 @@ def train_heads(
         str | None,
         typer.Option("--seeds", help="Train once with each of these, such as 0,1,2, into OUT/seed-0 and so on."),
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard event files into the run folder too.")
+    ] = False,
     device: DeviceOpt = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
 ) -> None:
@@ -255,6 +258,10 @@ def train_heads(
             done.append(trained.run)
             typer.echo(show.metrics(trained.run))
             typer.echo(f"{'Already there' if trained.skipped else 'Wrote'}: {place}")
+            if tensorboard:
+                from pipelines import tensorboard as events
+
+                typer.echo(f"TensorBoard: {events.run(place)}")
         if seeds:
             typer.echo(show.over_seeds(done))
 
@@ -299,20 +306,44 @@ def fuse(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.", metavar="RUN...")],
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option("--title", help="Title of the page.")] = "featcache report",
+    details: Annotated[
+        int, typer.Option("--details", min=0, help="Most runs shown in full: the best on validation.")
+    ] = 20,
+    audio: Annotated[
+        bool,
+        typer.Option(
+            "--audio",
+            help="Put recordings of the hardest utterances into the page. It then holds a part of the corpus: mind the "
+            "licence before you hand it on.",
+        ),
+    ] = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", help="Write beside it, into a folder of its name: md, latex, svg or pdf; repeatable."),
+    ] = None,
 ) -> None:
-    """Write one HTML page on some runs: tables, confusion, folds, layers; it opens anywhere."""
-    from pipelines import report as pipeline
+    """Write one HTML page on some runs: tables, tests, confusion, folds, speakers, layers; it opens anywhere.
 
-    pipeline.run(runs, out, title)
+    With --also, what a paper takes from it: report.md, LaTeX tables, every figure as SVG or PDF.
+    """
+    from pipelines import report as pipeline
+    from pipelines import report_files, show
+
+    if also:
+        folder = out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-files")
+        with show.bar("files", " runs") as progress:
+            written = report_files.write(runs, folder, title, also, details, progress)
+        typer.echo(f"Wrote {len(written)} files to {folder}.")
+    with show.bar("report", " runs") as progress:
+        pipeline.run(runs, out, title, details, audio, progress)
     typer.echo(f"Wrote {out}.")
 
 
-app.add_typer(cli_alignment.app)
-app.add_typer(cli_codes.app)
-app.add_typer(cli_reproduce.app)
+for more in (cli_ablate, cli_compare, cli_runs, cli_alignment, cli_codes, cli_reproduce):
+    app.add_typer(more.app)
 
 
 @app.command()
@@ -335,7 +366,7 @@ def describe(
 
 @app.command("list")
 def list_plugins() -> None:
-    """List corpora, streams, aligners, heads, backends and presets."""
+    """List corpora, streams, aligners, heads, backends, ablations and presets."""
     from pipelines import show
 
     typer.echo(show.plugins())

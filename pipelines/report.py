@@ -3,122 +3,129 @@
 The page needs nothing but itself: style, script and figures are inside, and its content security policy forbids
 everything else, so that a name which holds markup stays a name even if escaping it were forgotten somewhere. The
 same runs give the same bytes.
+
+Every run has a row. Sections are for as many as `details` says: those that do best on validation, never on test.
 """
 
 import base64
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from featcache.errors import ConfigError, ScoresError
+from featcache.errors import ConfigError
 from featcache.files import write_atomically
+from featcache.manifest import Manifest
 from heads.runs import Run, read_run
-from heads.scores import match
-from pipelines.reporting.figures import Plot, make_plot
-from pipelines.reporting.plots import Entry, comparison
-from pipelines.reporting.section import Section, make_section
+from pipelines.reporting import selection, wording
+from pipelines.reporting.calibration import NUM_BINS
+from pipelines.reporting.folders import find_runs
+from pipelines.reporting.groups import MOST_PAIRED, Group, comparable, make_groups, with_manifests
+from pipelines.reporting.hardest import LONGEST_S, NUM_HARDEST
+from pipelines.reporting.published import beside
+from pipelines.reporting.section import Section, make_section, validation_ua
 from pipelines.reporting.svg import style
-from pipelines.reporting.wording import TITLES, distinct, percent, spread
+from pipelines.reporting.varied import by_seed, varied
+
+__all__ = ["Group", "Section", "find_runs", "run"]
+
+_MOST_OPEN = 8
+_MOST_FIRST = 4
+"""Up to so many settings stand before the metrics, more behind them."""
+_FILTERS: Mapping[str, Callable[..., object]] = {
+    "breakable": wording.breakable,
+    "percent": wording.percent,
+    "points": wording.points,
+    "p_value": wording.p_value,
+    "some": wording.some,
+    "candidates_table": selection.candidates_table,
+    "candidates_words": selection.candidates_words,
+    "runs_table": selection.runs_table,
+    "runs_words": selection.runs_words,
+}
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that score the same utterances, in the same folds, and so can be compared.
-
-    Attributes:
-        sections: the runs.
-        reason: why they are not in an earlier group; empty for the first.
-        plot: their comparison.
-    """
-
-    sections: Sequence[Section]
-    reason: str
-    plot: Plot
-
-
-def run(runs: Sequence[Path], out: Path, title: str) -> None:
+def run(
+    runs: Sequence[Path],
+    out: Path,
+    title: str,
+    details: int = 20,
+    audio: bool = False,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> None:
     """Write a report.
 
     Args:
-        runs: run folders; a ``scores.csv`` is enough.
+        runs: run folders, of which a ``scores.csv`` is enough; and folders of runs, such as an ablation's.
         out: HTML file to write.
         title: title of the page.
+        details: for how many runs there is a section in full: those of the highest mean UA on validation where every
+            run has one, else the first. The others have a row of the table.
+        audio: put recordings of the hardest utterances into the page, at most 10 s of each, where they are found. The
+            page then holds a part of the corpus, whose licence is the page's too.
+        on_progress: called with what is done and what there is to do: each run is read, and then shown.
 
     Raises:
-        ConfigError: there is no run, one is named twice, or `out` is a folder.
-        ScoresError: a folder is not a run, or a file of it is not usable.
+        ConfigError: there is no run, one is named twice, `details` is negative, or `out` is a folder.
+        ScoresError: a folder is not a run and holds none, or a file of a run is not usable.
     """
-    if not runs:
-        raise ConfigError("There is nothing to report: no run was given.")
     if out.is_dir():
         raise ConfigError(f"{str(out)!r} is a folder. Give --out the name of an HTML file.")
-    _check_once(runs)
-    names = distinct([os.path.abspath(folder) for folder in runs])
+    if details < 0:
+        raise ConfigError(f"--details takes 0 or more, got {details}.")
+    found = find_runs(runs)
+    read = _read(found.runs, on_progress)
+    together = comparable(read, found.names)
+    read = with_manifests(read, together)
+    validation, chosen = _choose(read, details)
+    sections = []
     with style():
-        sections = [
-            make_section(read_run(folder), f"run-{number}", name)
-            for number, (folder, name) in enumerate(zip(runs, names, strict=True), start=1)
-        ]
-        text = _render(title, sections, _groups(sections))
-    write_atomically(out, text.encode("utf-8"))
+        for number, (one, name) in enumerate(zip(read, found.names, strict=True), start=1):
+            sections.append(make_section(one, f"run-{number}", name, number - 1 in chosen, audio))
+            on_progress(len(read) + number, 2 * len(read))
+        groups = make_groups(sections, together, audio)
+    write_atomically(out, _render(title, sections, groups, found.unfinished, validation, audio).encode("utf-8"))
 
 
-def _check_once(runs: Sequence[Path]) -> None:
-    seen: dict[Path, Path] = {}
-    for folder in runs:
-        place = folder.resolve()
-        if place in seen:
-            raise ConfigError(f"{str(folder)!r} is the same run as {str(seen[place])!r}. Name each run once.")
-        seen[place] = folder
+def _read(folders: Sequence[Path], on_progress: Callable[[int, int], None]) -> list[Run]:
+    """Read runs; those with the same manifest share it, which is most of what a run takes in memory."""
+    runs: list[Run] = []
+    manifests: list[Manifest] = []
+    for number, folder in enumerate(folders, start=1):
+        run = read_run(folder)
+        if run.manifest is not None:
+            own = run.manifest
+            same = next((manifest for manifest in manifests if tuple(manifest) == tuple(own)), None)
+            if same is None:
+                manifests.append(own)
+            run = replace(run, manifest=same or own)
+        runs.append(run)
+        on_progress(number, 2 * len(folders))
+    return runs
 
 
-def _groups(sections: Sequence[Section]) -> list[Group]:
-    """Return the runs in groups that can be compared, in the order of their first members."""
-    members: list[list[Section]] = []
-    reasons: list[str] = []
-    for section in sections:
-        differences = [_difference(group[0], section) for group in members]
-        if "" in differences:
-            members[differences.index("")].append(section)
-        else:
-            members.append([section])
-            reasons.append(differences[0] if differences else "")
-    titles = [f"UA, group {number}" for number in range(1, len(members) + 1)] if len(members) > 1 else ["UA"]
-    return [
-        Group(group, reason, _compare(group, title, f"group-{number}"))
-        for number, (group, reason, title) in enumerate(zip(members, reasons, titles, strict=True), start=1)
-    ]
+def _choose(runs: Sequence[Run], details: int) -> tuple[bool, frozenset[int]]:
+    """Return whether validation chose, and the positions of the runs that have a section."""
+    values = [validation_ua(run) for run in runs]
+    known = [value for value in values if value is not None]
+    if len(known) < len(runs):
+        return False, frozenset(range(min(details, len(runs))))
+    order = sorted(range(len(runs)), key=lambda place: -known[place])
+    return True, frozenset(order[:details])
 
 
-def _difference(first: Section, other: Section) -> str:
-    """Return why two runs cannot be compared; nothing where they can."""
-    try:
-        match(first.run.scores, other.run.scores, (first.name, other.name))
-    except ScoresError as error:
-        return str(error)
-    return ""
-
-
-def _compare(sections: Sequence[Section], title: str, ident: str) -> Plot:
-    entries = [_entry(section.name, section.run) for section in sections]
-    chance = 1 / len(sections[0].run.scores.classes)
-    label = "; ".join(f"{entry.name} {spread(entry.mean, entry.std)} %" for entry in entries)
-    caption = f"Diamonds: mean ± std over folds. Dots: each fold. Guessing gives {percent(chance)} %."
-    return make_plot(ident, title, comparison(entries, chance), label, caption)
-
-
-def _entry(name: str, run: Run) -> Entry:
-    metrics = run.metrics
-    return Entry(name, [fold["ua"] for fold in metrics["folds"]], metrics["mean"]["ua"], metrics["std"]["ua"])
-
-
-def _render(title: str, sections: Sequence[Section], groups: Sequence[Group]) -> str:
+def _render(
+    title: str,
+    sections: Sequence[Section],
+    groups: Sequence[Group],
+    unfinished: Sequence[str],
+    by_validation: bool,
+    audio: bool,
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -126,17 +133,30 @@ def _render(title: str, sections: Sequence[Section], groups: Sequence[Group]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
-    environment.globals["spread"] = spread
+    environment.filters |= _FILTERS
+    environment.globals |= {"spread": wording.spread, "between": wording.between, "titles": wording.TITLES}
     script = _template("report.js")
+    runs = [section.run for section in sections]
     return environment.get_template("report.html.jinja").render(
         title=title,
-        titles=TITLES,
         sections=sections,
+        detailed=[section for section in sections if section.detailed],
+        most_open=_MOST_OPEN,
+        most_first=_MOST_FIRST,
+        by_validation=by_validation,
         groups=groups,
+        published=beside(runs),
+        most_paired=MOST_PAIRED,
+        varied=varied(runs),
+        seeds=by_seed(runs, [section.name for section in sections]),
+        unfinished=unfinished,
         leaks=_by_text({section.name: section.leaks for section in sections}),
         warnings=_by_text({section.name: section.warnings for section in sections}),
         synthetic=[section.name for section in sections if section.synthetic],
+        audio=audio,
+        longest_s=LONGEST_S,
+        num_bins=NUM_BINS,
+        num_hardest=NUM_HARDEST,
         css=Markup(_template("report.css")),  # noqa: S704  ours
         script=Markup(script),  # noqa: S704  ours
         script_digest=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),

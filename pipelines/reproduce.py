@@ -328,7 +328,7 @@ def _report(plan: Plan, runs: Mapping[str, Run], on_message: OnMessage) -> dict[
     """Write the report, and return the address of each run in it; where there is none, remove an earlier one."""
     try:
         if runs:
-            report.run([run.folder for run in runs.values()], plan.out / _REPORT, plan.paper.title)
+            report.run([run.folder for run in runs.values()], plan.out / _REPORT, plan.paper.title, len(runs))
             return {key: f"{_REPORT}#run-{number}" for number, key in enumerate(runs, start=1)}
     except (FeatcacheError, OSError) as error:
         on_message(f"There is no report: {error}")

@@ -228,6 +228,7 @@ def plugins() -> str:
     from featcache.corpus import Corpus
     from featcache.stream import Stream
     from heads.head import Head
+    from pipelines.ablate_spec import ablation_names
     from pipelines.config import preset_names, read_preset
 
     lines = []
@@ -245,6 +246,7 @@ def plugins() -> str:
                 title = f"not usable here: {error}"
             lines.append(f"  {name:16} {title}")
     lines += ["Backends:", *(f"  {name}" for name in registry.names("featcache.backends"))]
+    lines += ["Ablations:", *(f"  {name}" for name in ablation_names())]
     lines += ["Presets:", *(f"  {name:24} {read_preset(name).get('about', '')}" for name in preset_names())]
     return "\n".join(lines)
 

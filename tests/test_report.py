@@ -105,6 +105,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.texts: list[tuple[tuple[str, ...], str]] = []
         self._open: list[tuple[str, str]] = []
+        self._goes_on = False
         self.feed(self.html)
         self.close()
         assert not self._open
@@ -112,6 +113,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
         self.elements.append((tag, values))
+        self._goes_on = tag == "wbr"  # where a line may end, a word does not
         if tag not in self.VOID:
             self._open.append((tag, values.get("class", "")))
 
@@ -122,6 +124,9 @@ class Page(HTMLParser):
         assert self._open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
+        if self._goes_on and self.texts:
+            data = self.texts.pop()[1] + data
+        self._goes_on = False
         self.texts.append((tuple(item for pair in self._open for item in pair), data))
 
     def text(self, within: str = "body") -> str:
@@ -159,6 +164,7 @@ def test_the_page_shows_what_training_left(tmp_path: Path) -> None:
         "UA",
         "Recall of each class",
         "Fold by fold",
+        "Calibration",
         "Learning curves",
         "Layer weights",
         "UA by layer, chosen on validation",
@@ -204,10 +210,10 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
     page = write_report(
         tmp_path / "report.html", write_full_run(tmp_path / "a"), write_full_run(tmp_path / "b", seed=1)
     )
-    assert "http:" not in page.html
-    assert "https:" not in page.html
     assert "@import" not in page.html
     for _, values in page.elements:
+        # Published numbers name the addresses of their papers, as text.
+        assert not any("http" in value for name, value in values.items() if name != "http-equiv"), values
         assert not {"src", "srcset", "data", "action"} & set(values)
         assert values.get("href", "#").startswith(("#", "data:,"))
     assert all(target.startswith("#") for target in re.findall(r"url\((.*?)\)", page.html))
@@ -247,7 +253,7 @@ def test_a_folder_with_scores_alone_is_a_run(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     make_scores().write(tmp_path / "theirs" / "scores.csv")
     page = write_report(tmp_path / "report.html", tmp_path / "theirs")
-    assert len(page.tags("svg")) == 3
+    assert len(page.tags("svg")) == 4
     assert "not stated" in page.text("summary")
     assert "How it was made" not in page.text()
     assert "Settings of each fold" not in page.text()

@@ -58,7 +58,7 @@ def chosen(config: Mapping[str, Any], folds: Sequence[str]) -> Table | None:
 def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return terms and texts on how a run was made; only of what it says."""
     validation, by = text(config.get("validation")), text(config.get("validation_by"))
-    dropped, seconds = text(config.get("dropped")), config.get("seconds")
+    dropped, seconds, peak = text(config.get("dropped")), config.get("seconds"), config.get("peak_mib")
     found = {
         "Head": text(config.get("head")),
         "Head settings": text(config.get("settings")),
@@ -73,6 +73,7 @@ def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Training": text(config.get("fit")),
         "Left out": f"{dropped} utterances that a stream lacks" if dropped not in ("", "0") else "",
         "Training time": f"{seconds:.1f} s" if isinstance(seconds, int | float) else "",
+        "Most memory": f"{peak:.0f} MiB" if isinstance(peak, int | float) else "",
         "Versions": text(config.get("versions")),
         "Digest": text(config.get("digest")),
     }

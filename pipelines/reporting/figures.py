@@ -1,6 +1,6 @@
 """A run's figures, each with a title, a caption, and words for those who do not see it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from heads.metrics import Pooled, recalls
 from heads.runs import Run
 from pipelines.reporting import plots
+from pipelines.reporting.calibration import NUM_BINS, Calibration
 from pipelines.reporting.details import Curves, LayerSweep, LayerWeights
+from pipelines.reporting.fusions import FusionCurve
+from pipelines.reporting.speakers import SpeakerRow
 from pipelines.reporting.svg import inline
 from pipelines.reporting.wording import TITLES, percent
 
@@ -23,13 +26,17 @@ class Plot:
     """A figure of a page.
 
     Attributes:
+        ident: unique on the page.
         title: what it shows.
+        figure: as it was drawn.
         svg: the ``<svg>`` element.
         caption: what to know to read it.
         wide: whether it needs a row of the page for itself.
     """
 
+    ident: str
     title: str
+    figure: Figure
     svg: Markup
     caption: str
     wide: bool
@@ -45,7 +52,8 @@ def make_plot(ident: str, title: str, figure: Figure, label: str, caption: str) 
         label: its content in words.
         caption: what to know to read it.
     """
-    return Plot(title, inline(figure, ident, f"{title}. {label}"), caption, figure.get_size_inches()[0] > _WIDEST_IN)
+    svg = inline(figure, ident, f"{title}. {label}")
+    return Plot(ident, title, figure, svg, caption, figure.get_size_inches()[0] > _WIDEST_IN)
 
 
 def recall(run: Run, ident: str) -> Plot:
@@ -64,6 +72,60 @@ def by_fold(run: Run, ident: str) -> Plot:
     figure = plots.by_fold(names, ua, [fold["wa"] for fold in folds], run.metrics["mean"]["ua"])
     label = "UA: " + _percentages(zip(names, ua, strict=True))
     return make_plot(ident, "Fold by fold", figure, label, "The numbers are in the table of folds.")
+
+
+def by_speaker(rows: Sequence[SpeakerRow], ident: str) -> Plot:
+    """Return UA and WA of every speaker."""
+    worst, best = min(rows, key=lambda row: row.ua), max(rows, key=lambda row: row.ua)
+    words = f"{len(rows)} speakers; UA from {percent(worst.ua)} % ({worst.name}) to {percent(best.ua)} % ({best.name})."
+    caption = "The hardest speaker first; dashed, the mean of their UA. " + words
+    return make_plot(ident, "Speaker by speaker", plots.by_speaker(rows), words, caption)
+
+
+def reliability(found: Calibration, ident: str) -> Plot:
+    """Return accuracy against confidence."""
+    words = f"Expected calibration error {percent(found.ece)} %, Brier score {found.brier:.3f}."
+    confidence = np.nansum(found.confidence * found.counts) / found.counts.sum()
+    accuracy = np.nansum(found.accuracy * found.counts) / found.counts.sum()
+    words += f" Mean confidence {percent(confidence)} %, accuracy {percent(accuracy)} %."
+    caption = (
+        f"{words} Above the dashed line the run is right more often than it says, below less often. {NUM_BINS} bins of "
+        "equal width; all folds pooled."
+    )
+    return make_plot(ident, "Calibration", plots.reliability(found), words, caption)
+
+
+def fusion(found: FusionCurve, searched_on: str, ident: str) -> Plot:
+    """Return a metric by fusion weight, where the weight was searched and on test.
+
+    Args:
+        found: the curves.
+        searched_on: as ``config.yaml`` says it: ``validation`` or ``other-folds``.
+        ident: unique on the page.
+    """
+    where = {"validation": "validation", "other-folds": "other folds"}.get(searched_on, "searched")
+    chosen = ", ".join(
+        f"{fold} {found.weights[place]:g}" for fold, place in zip(found.folds, found.chosen, strict=True)
+    )
+    caption = (
+        f"A thin line for each fold, a thick one for their mean; {found.names[0]} has the rest. Marks: the weight that "
+        f"was chosen on {where}, fold by fold. Nothing is chosen on test: its highest point is not a result."
+    )
+    title = f"{found.metric.upper()} by fusion weight"
+    return make_plot(ident, title, plots.fusion(found, where), f"Weights chosen, by fold: {chosen}.", caption)
+
+
+def by_setting(
+    name: str, values: Sequence[float], test: Sequence[float], validation: Sequence[float] | None, ident: str
+) -> Plot:
+    """Return the UA of several runs against a setting; for arguments see `pipelines.reporting.plots.by_setting`."""
+    means = {
+        value: np.mean([ua for own, ua in zip(values, test, strict=True) if own == value]) for value in set(values)
+    }
+    label = "On test: " + _percentages((f"{value:g}", float(means[value])) for value in sorted(means))
+    several = " Small marks: each run; lines: means of the runs of a value." if len(values) > len(means) else ""
+    caption = f"Means over folds.{several} The highest point of the dashed line is a choice on test, not a result."
+    return make_plot(ident, f"UA by {name}", plots.by_setting(name, values, test, validation), label, caption)
 
 
 def curves(found: Curves, ident: str) -> Plot:

@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from pipelines.reporting.calibration import NUM_BINS, Calibration
 from pipelines.reporting.details import Curves, LayerSweep, LayerWeights
+from pipelines.reporting.fusions import FusionCurve
+from pipelines.reporting.speakers import SpeakerRow
 from pipelines.reporting.svg import FIRST, GRID, INK, MUTED, SECOND, plain
 
 _WIDTH = 4.4
@@ -23,6 +26,8 @@ _LEGEND: dict[str, Any] = {
     "columnspacing": 1.2,
 }  # fmt: skip
 _MOST_TICKS = 13
+_MOST_SPEAKERS = 60
+_LONGEST_NAME = 56
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ def comparison(entries: Sequence[Entry], chance: float) -> Figure:
         entries: the runs, from top to bottom.
         chance: what guessing gives; drawn where the runs come near it.
     """
-    figure = Figure(figsize=(_WIDTH, 0.85 + 0.36 * len(entries)))
+    longest = max(len(plain(entry.name, _LONGEST_NAME)) for entry in entries)
+    figure = Figure(figsize=(_WIDTH + 0.07 * max(0, longest - 20), 0.85 + 0.36 * len(entries)))
     axes = figure.add_subplot()
     for row, entry in enumerate(entries):
         # Folds of nearly the same value lie beside each other instead of hiding each other.
@@ -55,7 +61,7 @@ def comparison(entries: Sequence[Entry], chance: float) -> Figure:
     axes.axvline(100 * chance, color=SECOND, linestyle="--", linewidth=1)
     axes.set_xlim(max(0, 100 * lowest - 3), min(100, 100 * highest) + 3)
     axes.set_ylim(len(entries) - 0.4, -0.6)
-    axes.set_yticks(range(len(entries)), [plain(entry.name, 24) for entry in entries], color=INK)
+    axes.set_yticks(range(len(entries)), [plain(entry.name, _LONGEST_NAME) for entry in entries], color=INK)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("UA (%)")
     return figure
@@ -104,6 +110,102 @@ def by_fold(names: Sequence[str], ua: Sequence[float], wa: Sequence[float], mean
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("fold")
     axes.set_ylabel("%")
+    axes.legend(**_LEGEND)
+    return figure
+
+
+def by_speaker(rows: Sequence[SpeakerRow]) -> Figure:
+    """Draw UA and accuracy of every speaker, the hardest first, and the mean UA."""
+    ordered = sorted(rows, key=lambda row: row.ua)
+    figure = Figure(figsize=(_wide(len(ordered), 0.22), 2.9))
+    axes = figure.add_subplot()
+    places = np.arange(len(ordered))
+    ua, wa = [row.ua for row in ordered], [row.wa for row in ordered]
+    axes.plot(places, _percent(ua), "o", color=FIRST, markersize=5.5, label="UA", clip_on=False)
+    axes.plot(places, _percent(wa), "s", color=SECOND, markersize=5, fillstyle="none", mew=1.3, label="WA")
+    axes.axhline(100 * float(np.mean(ua)), color=FIRST, linestyle="--", linewidth=1, label="mean UA")
+    shown = range(0, len(ordered), -(-len(ordered) // _MOST_SPEAKERS))
+    turned = len(ordered) * max(len(row.name) for row in ordered) > 40
+    labels = [plain(ordered[place].name, 14) for place in shown]
+    axes.set_xticks(list(shown), labels, rotation=90 if turned else 0, color=INK)
+    axes.set_xlim(-0.6, len(ordered) - 0.4)
+    axes.set_ylim(0, 103)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("speaker")
+    axes.set_ylabel("%")
+    axes.legend(**_LEGEND)
+    return figure
+
+
+def reliability(found: Calibration) -> Figure:
+    """Draw accuracy against confidence in bins, and how many utterances lie in each."""
+    figure = Figure(figsize=(_WIDTH, 3.7))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
+    middles = 100 * (np.arange(NUM_BINS) + 0.5) / NUM_BINS
+    above.plot((0, 100), (0, 100), "--", color=SECOND, linewidth=1, label="as confident as right")
+    above.bar(middles, 100 * np.nan_to_num(found.accuracy), width=92 / NUM_BINS, color=FIRST, alpha=0.35)
+    above.plot(100 * found.confidence, 100 * found.accuracy, "o", color=FIRST, markersize=4.5)
+    above.set_ylim(0, 102)
+    above.set_ylabel("accuracy (%)")
+    above.legend(**_LEGEND)
+    below.bar(middles, found.counts, width=92 / NUM_BINS, color=MUTED, alpha=0.6)
+    below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    below.set_ylabel("utterances")
+    below.set_xlim(0, 100)
+    below.set_xlabel("confidence (%)")
+    return figure
+
+
+def fusion(found: FusionCurve, where: str) -> Figure:
+    """Draw a metric by the weight of the second run: a thin line for each fold, a thick one for their mean.
+
+    Args:
+        found: the curves.
+        where: what was searched on, such as ``validation``.
+    """
+    figure = Figure(figsize=(_WIDTH, 3.9))
+    opacity = max(0.2, 0.6 - 0.05 * len(found.folds))
+    drawn = ((found.searched, FIRST, "-", "o", where), (found.test, SECOND, "--", "s", "test"))
+    for axes, (values, colour, line, mark, name) in zip(figure.subplots(2, 1, sharex=True), drawn, strict=True):
+        for fold, chosen in zip(values, found.chosen, strict=True):
+            axes.plot(found.weights, 100 * fold, line, color=colour, alpha=opacity, linewidth=1)
+            place = found.weights[chosen], 100 * fold[chosen]
+            axes.plot(*place, mark, color=INK, markersize=6, fillstyle="none", mew=1.4, clip_on=False)
+        if len(values) > 1:
+            axes.plot(found.weights, 100 * values.mean(axis=0), line, color=colour, linewidth=2.2)
+        axes.set_ylabel(f"{name}, {found.metric.upper()} (%)")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"weight of {plain(found.names[1], 30)}")
+    return figure
+
+
+def by_setting(name: str, values: Sequence[float], test: Sequence[float], validation: Sequence[float] | None) -> Figure:
+    """Draw a metric of several runs against a setting: a point for each run, lines through the means.
+
+    Args:
+        name: the setting.
+        values: (runs,) of it; each that occurs has a place of its own on the axis.
+        test: (runs,) the metric, a fraction.
+        validation: (runs,) the same on validation; None where not every run has it.
+    """
+    grid, places = np.unique(values, return_inverse=True)
+    figure = Figure(figsize=(_wide(len(grid), 0.2), 3.0))
+    axes = figure.add_subplot()
+    drawn = [(test, SECOND, "--s", "test")]
+    drawn += [] if validation is None else [(validation, FIRST, "-o", "validation")]
+    for numbers, colour, form, label in reversed(drawn):
+        means = [np.mean(_percent(numbers)[places == place]) for place in range(len(grid))]
+        full = "none" if form.endswith("s") else "full"
+        axes.plot(means, form, color=colour, markersize=4.5, fillstyle=full, label=label)
+        if len(values) > len(grid):
+            axes.plot(places, _percent(numbers), form[-1], color=colour, alpha=0.3, markersize=2.5, mew=0)
+    axes.margins(y=0.1)
+    axes.set_xlim(-0.6, len(grid) - 0.4)
+    shown = range(0, len(grid), -(-len(grid) // _MOST_TICKS))
+    axes.set_xticks(list(shown), [f"{grid[place]:g}" for place in shown], color=INK)
+    axes.set_xlabel(plain(name, 40))
+    axes.set_ylabel("UA (%)")
     axes.legend(**_LEGEND)
     return figure
 

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 
-from heads.metrics import recalls
+from heads.metrics import evaluate, recalls
 from heads.runs import Run
+from heads.statistics import Interval, interval
+from pipelines.compare import speakers_of
 from pipelines.reporting import facts, figures
+from pipelines.reporting.calibration import calibration
 from pipelines.reporting.details import Candidates, read_candidates, read_curves, read_layer_weights
 from pipelines.reporting.facts import Table
 from pipelines.reporting.figures import Plot
+from pipelines.reporting.fusions import read_coefficients, read_fusion_curve
+from pipelines.reporting.hardest import Hard, hardest
+from pipelines.reporting.selection import OverCandidates, over_candidates
+from pipelines.reporting.speakers import SpeakerRow
+from pipelines.reporting.speakers import by_speaker as speaker_rows
 from pipelines.reporting.wording import TITLES, percent, text, texts
 
 
@@ -42,11 +50,21 @@ class Section:
         warnings: other findings of the protocol checks.
         num_utterances: utterances that were scored; one scored in several folds counts once.
         confusion: a row for each class, pooled over folds.
-        plots: figures.
+        plots: figures; none where only a row is shown.
         chosen: settings that validation chose, fold by fold; None where there were none.
         candidates: what was tried; None where there was no choice.
         facts: how the run was made: terms and texts.
         config: all of ``config.yaml``; empty where there is none.
+        detailed: whether the page has a section for it, and not a row alone.
+        interval: of the UA of all folds together.
+        validation_ua: mean UA over folds on validation, a fraction; None where the run kept no validation scores.
+        optimistic: the validation scores were searched on, so that they say more than they should.
+        seconds: what training took; None where unknown.
+        peak_mib: the most memory it took, in MiB; None where unknown.
+        speakers: a row for each speaker; empty where unknown, or where each is a fold.
+        hardest: utterances that were mistaken with the greatest confidence.
+        coefficients: of a stacking fusion; None for other runs.
+        selection: what choosing on test would have claimed; None where there was no choice.
     """
 
     ident: str
@@ -66,15 +84,27 @@ class Section:
     candidates: Table | None
     facts: Sequence[tuple[str, str]]
     config: str
+    detailed: bool
+    interval: Interval
+    validation_ua: float | None
+    optimistic: bool
+    seconds: float | None
+    peak_mib: float | None
+    speakers: Sequence[SpeakerRow]
+    hardest: Sequence[Hard]
+    coefficients: Table | None
+    selection: OverCandidates | None
 
 
-def make_section(run: Run, ident: str, name: str) -> Section:
+def make_section(run: Run, ident: str, name: str, detailed: bool = True, with_audio: bool = False) -> Section:
     """Return what the page shows of a run; to be called inside :func:`pipelines.reporting.svg.style`.
 
     Args:
         run: the run.
         ident: id of its section, unique on the page.
         name: what tells the run from the others.
+        detailed: whether a section is wanted, and not a row of the table alone.
+        with_audio: put recordings of the hardest utterances in.
 
     Raises:
         ScoresError: a file in the run's folder is not usable.
@@ -82,9 +112,12 @@ def make_section(run: Run, ident: str, name: str) -> Section:
     config = run.config or {}
     names = [fold["fold"] for fold in run.metrics["folds"]]
     # A fused run is not trained: were such files in its folder, they would be of a run that lay there before.
-    candidates = None if "fused" in config else read_candidates(run.folder, names)
+    fused = "fused" in config
+    candidates = read_candidates(run.folder, names) if detailed and not fused else None
     independent = config.get("speaker_independent")
     leaks = list(dict.fromkeys(texts(config.get("allowed_leaks"))))
+    speakers = speakers_of(run)
+    by_speaker = speaker_rows(run, speakers) if detailed else []
     return Section(
         ident=ident,
         name=name,
@@ -98,12 +131,33 @@ def make_section(run: Run, ident: str, name: str) -> Section:
         warnings=[problem for problem in dict.fromkeys(texts(config.get("problems"))) if problem not in leaks],
         num_utterances=len(set(run.scores.ids)),
         confusion=_confusion(run),
-        plots=list(_plots(run, ident, names, candidates)),
+        plots=list(_plots(run, ident, names, candidates, by_speaker)) if detailed else [],
         chosen=facts.chosen(config, names),
         candidates=_tried(candidates),
         facts=facts.facts(config),
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True) if config else "",
+        detailed=detailed,
+        interval=interval(run.scores, speakers),
+        validation_ua=validation_ua(run),
+        optimistic=bool(config.get("validation_scores_were_searched_on")),
+        seconds=_number(config.get("seconds")),
+        peak_mib=_number(config.get("peak_mib")),
+        speakers=by_speaker,
+        hardest=hardest(run, with_audio) if detailed else [],
+        coefficients=read_coefficients(run.folder, names) if detailed and fused else None,
+        selection=None if candidates is None else over_candidates(run, candidates),
     )
+
+
+def validation_ua(run: Run) -> float | None:
+    """Return the mean UA over folds on validation, a fraction; None where the run kept no validation scores."""
+    return None if run.validation_scores is None else evaluate(run.validation_scores)["mean"]["ua"]
+
+
+def _number(value: object) -> float | None:
+    """Return a value of a configuration as a number that can be shown; None where it is none."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < 1e12 else None  # type: ignore[operator,arg-type]
 
 
 def _confusion(run: Run) -> list[ConfusionRow]:
@@ -116,13 +170,29 @@ def _confusion(run: Run) -> list[ConfusionRow]:
     return rows
 
 
-def _plots(run: Run, ident: str, names: Sequence[str], candidates: Candidates | None) -> Iterator[Plot]:
-    config = run.config or {}
+def _plots(
+    run: Run, ident: str, names: Sequence[str], candidates: Candidates | None, by_speaker: Sequence[SpeakerRow]
+) -> Iterator[Plot]:
     yield figures.recall(run, f"{ident}-recall")
     if len(names) > 1:
         yield figures.by_fold(run, f"{ident}-folds")
-    if "fused" in config:
-        return
+    if len(by_speaker) > 1:
+        yield figures.by_speaker(by_speaker, f"{ident}-speakers")
+    yield figures.reliability(calibration(run.scores), f"{ident}-calibration")
+    if "fused" in (run.config or {}):
+        yield from _of_fusion(run, ident, names)
+    else:
+        yield from _of_training(run, ident, names, candidates)
+
+
+def _of_fusion(run: Run, ident: str, names: Sequence[str]) -> Iterator[Plot]:
+    config = run.config or {}
+    found = read_fusion_curve(run.folder, names, text(config.get("selected_by")))
+    if found is not None:
+        yield figures.fusion(found, text(config.get("searched_on")), f"{ident}-fusion")
+
+
+def _of_training(run: Run, ident: str, names: Sequence[str], candidates: Candidates | None) -> Iterator[Plot]:
     curves, weights = read_curves(run.folder, names), read_layer_weights(run.folder, names)
     if curves is not None:
         yield figures.curves(curves, f"{ident}-curves")
@@ -130,7 +200,7 @@ def _plots(run: Run, ident: str, names: Sequence[str], candidates: Candidates | 
         yield figures.layer_weights(weights, f"{ident}-weights")
     sweep = None if candidates is None else candidates.by_layer()
     if sweep is not None:
-        fit = config.get("fit")
+        fit = (run.config or {}).get("fit")
         metric = TITLES.get(str(fit.get("select_by")), "Metric") if isinstance(fit, Mapping) else "Metric"
         yield figures.by_layer(sweep, metric, f"{ident}-layers")
 

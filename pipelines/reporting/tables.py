@@ -317,8 +317,6 @@ def html(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent  # the report's macros name both
-    environment.globals["spread"] = spread
     return environment.get_template("tables.html.jinja").render(
         document=document,
         legend=legend(document.tables),

@@ -1,0 +1,83 @@
+"""Which runs are meant by the folders of a command: runs, and folders that hold runs."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.errors import ConfigError, ScoresError
+from heads.fold_files import natural_key
+from pipelines.reporting.wording import distinct
+
+_DEEPEST = 2
+UNFINISHED = ".unfinished"
+"""What `pipelines.run_folders` calls it, without all that its import brings along."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Run folders.
+
+    Attributes:
+        runs: folders that have scores.
+        names: the shortest ends of their paths that tell them apart.
+        unfinished: names of folders beside them in which a training has begun and not ended.
+    """
+
+    runs: Sequence[Path]
+    names: Sequence[str]
+    unfinished: Sequence[str]
+
+
+def find_runs(folders: Sequence[Path]) -> Found:
+    """Return the runs that are meant by some folders.
+
+    Args:
+        folders: run folders, and folders of runs, such as an ablation's: those stand for every run in them and in
+            their own folders (``seed-0/RUN``), in natural order. Hidden folders are left out.
+
+    Raises:
+        ConfigError: nothing was named, or one run twice.
+        ScoresError: a folder neither is a run nor holds one.
+    """
+    if not folders:
+        raise ConfigError("There is nothing to report: no run was given.")
+    runs, unfinished = [], []
+    for folder in folders:
+        inside = _inside(folder, _DEEPEST)
+        own = [path for path in inside if _is_run(path)]
+        if not own and folder.is_dir():
+            raise ScoresError(
+                f"{str(folder)!r} is not a run: there is no 'scores.csv' in it, nor in the folders in it. "
+                "Name the folder that holds the file, or one that holds such folders."
+            )
+        runs += own or [folder]
+        unfinished += [path.name for path in inside if not _is_run(path)]
+    _check_once(runs)
+    return Found(runs, distinct([os.path.abspath(folder) for folder in runs]), unfinished)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "scores.csv").is_file()
+
+
+def _inside(folder: Path, depth: int) -> list[Path]:
+    """Return a folder that is a run or an unfinished one, or those in it."""
+    if _is_run(folder) or (folder / UNFINISHED).is_dir():
+        return [folder]
+    if not depth or not folder.is_dir():
+        return []
+    below = sorted(
+        (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
+        key=lambda path: natural_key(path.name),
+    )
+    return [found for path in below for found in _inside(path, depth - 1)]
+
+
+def _check_once(runs: Sequence[Path]) -> None:
+    seen: dict[Path, Path] = {}
+    for folder in runs:
+        place = folder.resolve()
+        if place in seen:
+            raise ConfigError(f"{str(folder)!r} is the same run as {str(seen[place])!r}. Name each run once.")
+        seen[place] = folder
