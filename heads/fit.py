@@ -340,9 +340,13 @@ class _Job:
         truth = self._truth(self._fold.validation)
         probabilities = self._probabilities(self._fold.validation)
         for number, member in enumerate(self._list):
-            value = _metric(self._settings, probabilities[number], truth)
+            if waited[number] >= patience:
+                continue
+            # What is not finite would count as the first class.
+            finite = bool(np.isfinite(probabilities[number]).all())
+            value = _metric(self._settings, probabilities[number], truth) if finite else math.nan
             member.curve.append({"step": step, "loss": float(losses[number]), self._settings.select_by: value})
-            if value > member.best and waited[number] < patience:
+            if value > member.best:
                 member.best, member.best_step = value, step
                 better.append(number)
         return better
@@ -449,15 +453,19 @@ def _metric(settings: FitSettings, probabilities: np.ndarray, truth: np.ndarray)
 
 
 def _outcome(fold: Fold, results: Sequence[_Result], layer_names: Sequence[str]) -> Outcome:
-    """Choose a fold's candidate on validation; the first of equals."""
+    """Choose a fold's candidate on validation; the first of equals. Scores are NaN where none was ever finite."""
     chosen = max(results, key=lambda result: result.member.best)
+    unit = 1.0 if math.isfinite(chosen.member.best) else math.nan
     return Outcome(
         fold=fold.name,
-        test=chosen.test,
-        validation=chosen.validation,
+        test=unit * chosen.test,
+        validation=unit * chosen.validation,
         chosen={**_named(chosen.member.settings), "step": chosen.member.best_step},
         candidates=[
-            Candidate(_named(result.member.settings), result.member.best, result.test_metric) for result in results
+            Candidate(_named(one.member.settings), one.member.best, one.test_metric)
+            if math.isfinite(one.member.best)
+            else Candidate(_named(one.member.settings), math.nan, math.nan)
+            for one in results
         ],
         curve=chosen.member.curve,
         weights=chosen.state,

@@ -410,3 +410,9 @@ def layer_subset(subset: Sequence[int], num_layers: int, head: str) -> list[int]
     if len(set(layers)) < len(layers):
         raise ConfigError(f"A layer occurs twice in the subset {list(subset)} of {num_layers} layers. Name each once.")
     return layers or list(range(num_layers))
+
+
+def check_width(projector_dim: int) -> None:
+    """Raise ConfigError for a projection without a width."""
+    if projector_dim < 1:
+        raise ConfigError(f"projector_dim must be at least 1, got {projector_dim}.")

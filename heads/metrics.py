@@ -132,7 +132,8 @@ def confusion(reference: ArrayLike, predicted: ArrayLike, num_classes: int) -> C
             "Do they count from 1?"
         )
     counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (pair[0], pair[1]), 1)
+    rows, columns = pair.astype(np.int64)
+    np.add.at(counts, (rows, columns), 1)
     return counts
 
 

@@ -24,6 +24,7 @@ from featcache import claims
 from featcache.errors import ConfigError, FeatcacheError
 from featcache.files import canonical_json, listed, write_atomically
 from heads.head import OnProgress
+from heads.runs import read_config
 from pipelines import ablate_results, fuse, jobs, train_heads
 from pipelines.ablate_plan import Batch, Plan, write_down
 from pipelines.ablate_spec import Fusion, Wanted
@@ -100,8 +101,7 @@ class _Work:
             with _bar(batches, len(plan.done), len(self._plan.ablation.runs)) as bar:
 
                 def on_end(name: str, failure: str | None) -> None:
-                    self._ended(batches[name], failure)
-                    bar.end(name)
+                    bar.end(name, self._ended(batches[name], failure))
 
                 jobs.run(todo, plan.at_once, bar.progress, self._told, on_end, keep=True)
         with suppress(OSError):  # what failed may go on
@@ -126,14 +126,22 @@ class _Work:
     def _several(self, batch: Batch) -> dict[Path, Prepared]:
         return {self._plan.out / name: self._plan.prepared[name] for name in batch.runs}
 
-    def _ended(self, batch: Batch, failure: str | None) -> None:
-        """Take in what a job left."""
+    def _ended(self, batch: Batch, failure: str | None) -> int:
+        """Take in what a job left, and return how many runs there are more."""
         runs = {run.name: run for run in self._plan.ablation.runs}
-        if failure is None:
-            self._add([runs[name] for name in batch.runs])
-            return
-        self._tell(f"{batch.name} failed: {failure}")
-        self.failures |= {name: failure for name in batch.runs if name not in self._plan.done}
+        there = [name for name in batch.runs if failure is None or self._is_there(name)]
+        self._add([runs[name] for name in there])
+        if failure is not None:
+            self._tell(f"{batch.name} failed: {failure}")
+            self.failures |= {name: failure for name in batch.runs if name not in there}
+        return len(set(there) - self._plan.done - set(self.failures))
+
+    def _is_there(self, name: str) -> bool:
+        """Return whether a run was written, whatever became of those that trained with it."""
+        folder = self._plan.out / name
+        if not (folder / "scores.csv").is_file():
+            return False
+        return (read_config(folder / "config.yaml") or {}).get("digest") == self._plan.prepared[name].digest
 
     def _add(self, several: Sequence[Wanted | Fusion]) -> None:
         """Add runs that are there to the results."""
@@ -185,9 +193,9 @@ class _Bar:
         self._steps[name] = self._batches[name].work * done // max(1, total)
         self._bar.update(sum(self._steps.values()) - self._bar.n)
 
-    def end(self, name: str) -> None:
-        """Count a job as ended; one that was done before, or failed, told no more progress."""
-        self._there += len(self._batches[name].runs)
+    def end(self, name: str, there: int) -> None:
+        """Count a job as ended, with how many runs it left; one that failed told no more progress."""
+        self._there += there
         self.progress(name, 1, 1)
         self._show()
 

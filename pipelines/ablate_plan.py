@@ -123,7 +123,7 @@ def make_plan(
     done = {name for name, one in prepared.items() if recorded.get(name, {}).get("digest") == one.digest}
     moved = _moved(ablation, prepared, recorded, done, out)
     done |= set(moved)
-    _check_folders(ablation, [name for name in prepared if name not in done], recorded, out, overwrite)
+    _check_folders(ablation, [name for name in prepared if name not in done or name in moved], recorded, out, overwrite)
     batches = _batches(prepared, done, measure.work, out)
     todo = {name for batch in batches for name in batch.runs}
     at_once = _at_once(jobs, [prepared[name] for name in todo])
@@ -177,8 +177,11 @@ class _Measure:
         shapes = head.shapes(task)
         what = (repr(head), tuple(shapes.items()))
         if what not in self._weights:
-            with torch.device("meta"):
-                module = head.module(**shapes)
+            try:
+                with torch.device("meta"):
+                    module = head.module(**shapes)
+            except (RuntimeError, ValueError) as error:  # of torch, which is first to see some settings
+                raise ConfigError(f"The head {head.kind()!r} cannot be made with these settings: {error}") from None
             self._weights[what] = sum(value.numel() for value in module.state_dict().values())
         return self._weights[what]
 
@@ -247,7 +250,7 @@ def _batches(prepared: Mapping[str, Prepared], done: set[str], work: Mapping[str
         stacked = isinstance(head := prepared[names[0]].head, GradientHead) and head.stacked
         parts = -(-len(names) // (_MOST_TOGETHER if stacked else 1))
         size = -(-len(names) // parts)
-        begun += [names[start : start + size] for start in range(0, len(names), size)]
+        begun += [sorted(names[start : start + size]) for start in range(0, len(names), size)]
     batches = [_batch(names, prepared, work, out) for names in begun]
     return sorted(batches, key=lambda batch: -batch.work)
 
@@ -273,7 +276,7 @@ def _begun(prepared: Mapping[str, Prepared], done: set[str], out: Path) -> Itera
             continue
         if wanted and set(runs) - done and not set(runs) & taken:
             taken |= set(runs)
-            yield [name for name in prepared if name in runs]
+            yield list(runs)
 
 
 def _at_once(jobs: int | None, todo: Sequence[Prepared]) -> int:

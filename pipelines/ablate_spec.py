@@ -252,6 +252,8 @@ class _Reader:
             yield dict(chosen)
             return
         streams = self._section({**_flat(fixed), **chosen}).get("streams") or ()
+        if not streams:
+            raise ConfigError(f"{_LAYER}: {_EVERY} is a run for each layer of a stream. Say which one, with streams.")
         for layer in range(self._num_layers([streams] if isinstance(streams, str) else streams)):
             yield {**chosen, _LAYER: layer}
 

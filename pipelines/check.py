@@ -28,8 +28,9 @@ from pipelines.reporting.wording import texts
 
 
 def run(
-    path: Path, folds: str | None, allow: Sequence[str], root: Path | None, on_line: Callable[[str], None]
-) -> list[str]:
+    path: Path, folds: str | None, allow: Sequence[str], root: Path | None, on_line: Callable[[str], None],
+    drop_unlabelled: bool = False,
+) -> list[str]:  # fmt: skip
     """Check a manifest or a run folder.
 
     Args:
@@ -38,6 +39,7 @@ def run(
         allow: names of leaks to let pass.
         root: refuse audio outside this folder.
         on_line: called with each line to show.
+        drop_unlabelled: leave utterances without a label out of the folds.
 
     Returns:
         The problems found: recordings that cannot be used, utterances with neither audio nor text, leaks.
@@ -49,7 +51,7 @@ def run(
             not finite.
     """
     if not path.is_dir():
-        problems = _check_manifest(Manifest.read(path, root), folds, allow, on_line)
+        problems = _check_manifest(Manifest.read(path, root), folds, allow, on_line, drop_unlabelled)
     elif folds is None and root is None and not allow:
         problems = _check_folder(path, on_line)
     else:
@@ -59,7 +61,7 @@ def run(
 
 
 def _check_manifest(
-    manifest: Manifest, folds: str | None, allow: Sequence[str], on_line: Callable[[str], None]
+    manifest: Manifest, folds: str | None, allow: Sequence[str], on_line: Callable[[str], None], drop_unlabelled: bool
 ) -> list[str]:
     on_line(f"{len(manifest)} utterances")
     problems, digests = _check_inputs(manifest, on_line)
@@ -77,7 +79,7 @@ def _check_manifest(
             )
         return problems
     try:
-        made = make_folds(manifest, folds, allow=allow, audio=digests)
+        made = make_folds(manifest, folds, allow=allow, drop_unlabelled=drop_unlabelled, audio=digests)
     except ProtocolError as error:
         on_line(str(error))
         return [*problems, str(error)]
@@ -258,6 +260,10 @@ def _check_choice(run: Run, folds: Mapping[str, Fold]) -> Iterator[Problem]:
             yield Problem("selected", "error", name, text)
             continue
         known = [row for row in rows if not math.isnan(found.validation[row])]
+        if len(rows) > 1 and not any(found.chosen[row] for row in known):
+            text = f"one of {len(rows)} candidates was chosen, of which nothing is known on validation"
+            yield Problem("selected", "error", name, text)
+            continue
         best = max((found.validation[row] for row in known), default=0.0)
         chosen = max((found.validation[row] for row in known if found.chosen[row]), default=best)
         if chosen < best:

@@ -74,12 +74,15 @@ def check(
         ),
     ] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
+    drop_unlabelled: Annotated[
+        bool, typer.Option("--drop-unlabelled", help="Leave utterances without a label out of the folds.")
+    ] = False,
     root: Annotated[Path | None, typer.Option("--root", help="Refuse audio outside this folder.")] = None,
 ) -> None:
     """Check a manifest: every recording decoded, every fold free of leaks; or a run: nothing chosen on test data."""
     from pipelines import check as pipeline
 
-    problems = pipeline.run(manifest, folds, allow or [], root, typer.echo)
+    problems = pipeline.run(manifest, folds, allow or [], root, typer.echo, drop_unlabelled)
     raise typer.Exit(PARTLY if problems else 0)
 
 
@@ -322,7 +325,9 @@ def report(
     ] = False,
     also: Annotated[
         list[str] | None,
-        typer.Option("--also", help="Write beside it, into a folder of its name: md, latex, svg or pdf; repeatable."),
+        typer.Option(
+            "--also", help="Write md, latex, svg or pdf too, into the folder NAME-files beside it; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Write one HTML page on some runs: tables, tests, confusion, folds, speakers, layers; it opens anywhere.
@@ -333,7 +338,7 @@ def report(
     from pipelines import report_files, show
 
     if also:
-        folder = out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-files")
+        folder = out.with_name(f"{out.stem}-files")
         with show.bar("files", " runs") as progress:
             written = report_files.write(runs, folder, title, also, details, progress)
         typer.echo(f"Wrote {len(written)} files to {folder}.")

@@ -75,6 +75,7 @@ def predict(
     from pipelines.config import parse_overrides
 
     shown.check_form(form)
+    shown.check_out(out, audio or [])
     utterances = shown.utterances(audio or [], manifest, text or [], text_file, speaker)
     tell = partial(typer.echo, err=True)
     overrides, messages = parse_overrides(settings or []), list[str]()
@@ -101,7 +102,8 @@ def pack(
         bool,
         typer.Option(
             "--without-utterances",
-            help="Leave out what is of single utterances or speakers: manifest, folds, scores, speaker embeddings.",
+            help="Leave out what is of single utterances or speakers: manifest, folds, scores, speaker embeddings, "
+            "findings of the protocol checks. Names of folds stay: with folds by speaker, speakers' names.",
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,

@@ -117,7 +117,13 @@ def fused_folders(folder: Path, record: Mapping[str, Any]) -> list[Path]:
                 f"{str(folder)!r} is a fusion of {', '.join(names)}, and {name!r} is not beside it. Put the runs into "
                 "one folder, or name them: featcache predict RUN FILE --with RUN2 --weights 0.6,1.0."
             )
-        digest = (read_config(place / "config.yaml") or {}).get("digest")
+        of_run = read_config(place / "config.yaml") or {}
+        if of_run.get("fused"):
+            raise ConfigError(
+                f"{str(folder)!r} is a fusion of a fusion, {name!r}, which predict does not do. Name the trained runs, "
+                "with --with and --weights."
+            )
+        digest = of_run.get("digest")
         if digests[number] not in (None, digest):
             raise ScoresError(
                 f"{str(place)!r} is not the run that {str(folder)!r} was fused from: it was trained again since. Fuse "

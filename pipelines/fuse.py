@@ -15,6 +15,7 @@ Metrics are fractions.
 import csv
 import io
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -28,11 +29,10 @@ from heads.fusion import Fused, Space, fuse_runs
 from heads.fusion_data import SearchOn, SelectBy
 from heads.fusion_search import Searched, search_runs
 from heads.fusion_stack import COST, Stacked, stack_runs
-from heads.metrics import evaluate
 from heads.runs import Run, read_run, write_run
 from pipelines.model_card import NAME as CARD
 from pipelines.model_card import card
-from pipelines.run_folders import FUSION_FILES, TRAINING_FILES, check_folder
+from pipelines.run_folders import FUSED, FUSION_FILES, TENSORBOARD, TRAINING_FILES, check_folder, check_unfinished
 
 _SPACES: dict[str, Space] = {"prob": "prob", "log": "log"}
 _SEARCHED: dict[str, SearchOn] = {"validation": "validation", "other-folds": "other-folds"}
@@ -82,6 +82,8 @@ def run(
     check_folder(out)
     if (out / "scores.csv").exists() and not overwrite:
         raise ConfigError(f"{str(out)!r} holds a run already. Give another --out, or --overwrite to replace it.")
+    if not overwrite and not (out / "scores.csv").exists():
+        check_unfinished(out)
     runs = [read_run(folder) for folder in folders]
     tables: dict[str, _Rows] = {}
     if numbers is not None:
@@ -209,6 +211,8 @@ def _write(out: Path, fused: Fused, record: dict[str, Any], tables: dict[str, _R
     # Scores are what makes a folder a run: taken away first, and written last.
     for name in ("scores.csv", *TRAINING_FILES, *FUSION_FILES):  # also of a training run that lay there
         (out / name).unlink(missing_ok=True)
+    for name in (TENSORBOARD, FUSED):
+        shutil.rmtree(out / name, ignore_errors=True)
     for name, rows in tables.items():
         if rows:
             text = io.StringIO()
@@ -216,7 +220,8 @@ def _write(out: Path, fused: Fused, record: dict[str, Any], tables: dict[str, _R
             writer.writeheader()
             writer.writerows(rows)
             write_atomically(out / name, text.getvalue().encode())
+    run = write_run(out, fused.scores, fused.validation_scores, record)
     if manifest is not None:
         manifest.write(out / "manifest.jsonl")
-    write_atomically(out / CARD, card(record, evaluate(fused.scores), {}, manifest=manifest).encode())
-    return write_run(out, fused.scores, fused.validation_scores, record)
+    write_atomically(out / CARD, card(record, run.metrics, {}, manifest=manifest).encode())
+    return run

@@ -21,10 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, BinaryIO
 
+import yaml
+
 from featcache import __version__
 from featcache.errors import ConfigError, ScoresError
 from featcache.files import parse_json, quoted, readable_json
 from featcache.manifest import Manifest
+from heads.models.encoder_decoder import SPEAKER
 from heads.runs import read_config
 from pipelines.ensemble import fused_folders
 from pipelines.run_folders import CONTEXT, FUSED, FUSION_FILES, INPUTS, TRAINING_FILES
@@ -37,8 +40,8 @@ _OF_A_RUN = frozenset(
     {"scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES}
 )
 _OF_UTTERANCES = frozenset(
-    {"scores.csv", "validation_scores.csv", "manifest.jsonl", "folds.json", INPUTS, CONTEXT}
-)  # context: a voice can be known again by its embedding
+    {"scores.csv", "validation_scores.csv", "manifest.jsonl", "folds.json", INPUTS, "README.md", "log.txt"}
+)  # the last two quote what the protocol checks found
 _FUSED_RUN = re.compile(rf"{FUSED}/\d{{1,3}}/")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MOST_FILES, _LONGEST_LIST, _MOST_BYTES = 10_000, 4 * 2**20, 32 * 2**30
@@ -99,12 +102,30 @@ def _files(folder: Path, without_utterances: bool, below: str = "") -> dict[str,
         )
     names = _OF_A_RUN - (_OF_UTTERANCES if without_utterances else set())
     found: dict[str, Path | bytes] = {below + name: folder / name for name in names if (folder / name).is_file()}
+    if without_utterances:
+        found[below + "config.yaml"] = _without_findings(record)
+        if below + CONTEXT in found:
+            found[below + CONTEXT] = _without_speakers(folder / CONTEXT)
     if below + "manifest.jsonl" in found:
         found[below + "manifest.jsonl"] = _without_audio(folder / "manifest.jsonl")
     if record.get("fused"):
         for number, one in enumerate(fused_folders(folder, record)):
             found |= _files(one, without_utterances, f"{below}{FUSED}/{number}/")
     return dict(sorted(found.items()))
+
+
+def _without_findings(record: Mapping[str, Any]) -> bytes:
+    """Return a configuration without findings of the protocol checks, which quote utterances; leaks by kind alone."""
+    leaks = [f"a leak that --allow {name} let pass" for name in record.get("allow") or ()]
+    kept = {**record, "problems": [], "allowed_leaks": leaks if record.get("allowed_leaks") else []}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).encode()
+
+
+def _without_speakers(path: Path) -> bytes:
+    """Return what scores depend on but for speakers' embeddings: a voice can be known again by its embedding."""
+    from safetensors.numpy import load, save
+
+    return save({name: value for name, value in load(path.read_bytes()).items() if not name.startswith(SPEAKER)})
 
 
 def _without_audio(path: Path) -> bytes:

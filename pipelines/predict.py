@@ -19,6 +19,7 @@ from featcache.cache import CachedStream
 from featcache.cache import open as open_cache
 from featcache.errors import ConfigError, StreamError, UnknownNameError
 from featcache.extract import Options, extract, resolve_device
+from featcache.files import listed
 from featcache.manifest import Manifest
 from featcache.plan import Plan
 from featcache.stream import Stream, StreamSpec
@@ -160,6 +161,12 @@ def _extract(
 
     def planned(plan: Plan) -> None:
         nonlocal total
+        if plan.changed:
+            first, why = next(iter(plan.changed.items()))
+            raise ConfigError(
+                f"{str(cache)!r} holds {len(plan.changed)} of these utterances with another input, such as {first!r} "
+                f"({why}), and would serve the new ones from now on, to trainings too. Give another --cache, or none."
+            )
         total = before + len(plan.items)
 
     def done(count: int, _: float) -> None:
@@ -218,13 +225,20 @@ def _score(
         failures = {name: reason for at, name in enumerate(ids) if at not in found}
     else:
         folds = {name: list(range(len(ids))) for name in (one.models if fold == ALL else [fold])}
-        count = sum(own is not None for own in known)
+        learnt = {own for part in one.folds if part.name in folds for own in (*part.train, *part.validation)}
+        count = sum(own in learnt for own in known)
         if count:
             on_message(
                 f"{count} of {len(ids)} are of the data that {one.name!r} was trained on, so their probabilities are "
                 "optimistic. --fold own uses the models that had not heard them."
             )
     speakers = _speakers(one, manifest, ids, known)
+    namesakes = sorted({str(who) for who, own in zip(speakers, known, strict=True) if own is None and one.knows(who)})
+    if namesakes:
+        on_message(
+            f"The speakers {listed(namesakes)} are called like speakers that {one.name!r} was trained on, and get the "
+            "embeddings it has of those. Give other people other names."
+        )
     rows: Rows = {}
     for name, positions in folds.items():
         left, values = _scored(one, streams, ids, speakers, positions, name, device, failures)

@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import ConfigError
-from featcache.files import read_plain, write_atomically
+from featcache.files import is_text, read_plain, write_atomically
 from featcache.manifest import Manifest, Utterance
 from pipelines.show import table
 
@@ -50,6 +51,9 @@ def utterances(
             raise ConfigError("--manifest says recordings and texts itself. Give it alone, or leave it out.")
         found = Manifest.read(manifest)
         return found if speaker is None else Manifest([replace(one, speaker=speaker) for one in found], found.folder)
+    strange = [path for path in audio if not is_text(str(path))]
+    if strange:
+        raise ConfigError(f"The name of the file {os.fsencode(strange[0])!r} is not UTF-8. Rename it.")
     if texts and text_file is not None:
         raise ConfigError("Give --text or --text-file, not both.")
     said = list(texts) if text_file is None else _lines(text_file)
@@ -65,9 +69,21 @@ def utterances(
     )
 
 
+def check_out(out: Path | None, audio: Sequence[Path]) -> None:
+    """Refuse a file that cannot be written, or is a recording, before anything is computed.
+
+    Raises:
+        ConfigError: it is a folder, or one of the recordings.
+    """
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{str(out)!r} is a folder. Give --out a file.")
+    if out is not None and out.exists() and any(path.exists() and out.samefile(path) for path in audio):
+        raise ConfigError(f"{str(out)!r} is a recording to predict. Give --out another file.")
+
+
 def _lines(path: Path) -> list[str]:
     try:
-        lines = read_plain(path).decode("utf-8-sig").splitlines()
+        lines = read_plain(path).decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The texts {str(path)!r} cannot be read: {error}.") from None
     while lines and not lines[-1].strip():

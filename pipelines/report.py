@@ -88,7 +88,8 @@ def run(
             sections.append(make_section(one, f"run-{number}", name, number - 1 in chosen, audio))
             on_progress(len(read) + number, 2 * len(read))
         groups = make_groups(sections, together, audio)
-    write_atomically(out, _render(title, sections, groups, found.unfinished, validation, audio).encode("utf-8"))
+    page = _render(title, sections, groups, found.unfinished, validation, audio)
+    write_atomically(out, page.encode("utf-8", "replace"))
 
 
 def _read(folders: Sequence[Path], on_progress: Callable[[int, int], None]) -> list[Run]:

@@ -25,6 +25,7 @@ from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
 from heads.fold_files import natural_key, read_folds
 from heads.head import Head, Task, Trained
+from heads.models.encoder_decoder import SPEAKER
 from heads.protocol import Fold
 from heads.runs import read_config
 from pipelines.config import TrainConfig, recorded_config
@@ -65,6 +66,10 @@ class Restored:
     def name(self) -> str:
         """The folder's name, for messages."""
         return self.folder.resolve().name
+
+    def knows(self, speaker: str | None) -> bool:
+        """Return whether scores of a speaker depend on what the run has of one of that name."""
+        return f"{SPEAKER}{speaker}" in self.context
 
     def score(
         self,
@@ -210,13 +215,14 @@ def make_stream(spec: StreamSpec, settings: Mapping[str, Any]) -> Stream:
         ConfigError: it is made of other streams, which files alone do not give.
         UnknownNameError: this installation has no such stream.
     """
-    if spec.input not in ("audio", "text"):
+    plugin = registry.load("featcache.streams", spec.kind, Stream)
+    # By the plug-in's own word: a spec may come from elsewhere, and an aligner runs programs.
+    if not {spec.input, plugin.input} <= {"audio", "text"}:
         source = "a trained head" if spec.input == "cache" else "an alignment"
         raise ConfigError(
             f"The run reads the stream {spec.name}, which is made by {source} and cannot be computed from audio and "
             "text alone."
         )
-    plugin = registry.load("featcache.streams", spec.kind, Stream)
     values = {one.name: spec.settings[one.name] for one in fields(plugin) if one.name in spec.settings}  # type: ignore[arg-type]
     if spec.checkpoint is not None and any(one.name == "checkpoint" for one in fields(plugin)):  # type: ignore[arg-type]
         values["checkpoint"] = spec.checkpoint["name"]

@@ -61,6 +61,9 @@ _FILES = {
     TENSORBOARD, FUSED,
 }  # fmt: skip
 
+_BEGUN = {UNFINISHED, "folds.json", "metrics.json", "config.yaml", *FUSION_FILES}
+"""What a run that was not finished has at least one of."""
+
 
 def facts(utterance: Utterance, streams: Iterable[CachedStream]) -> list[Any]:
     """Return what a run takes from an utterance: what is known of it, and what each stream read and stored."""
@@ -99,13 +102,23 @@ def existing_run(out: Path, digest: str, overwrite: bool) -> Run | None:
         if (found.config or {}).get("digest") == digest:
             return found
         raise ConfigError(f"{str(out)!r} holds another run. Give another --out, or --overwrite to replace it.")
+    check_unfinished(out)
+    return None
+
+
+def check_unfinished(out: Path) -> None:
+    """Refuse a folder without scores that holds anything but what a run leaves that was not finished.
+
+    Raises:
+        ConfigError: it does.
+    """
     # A kill in the middle of a write leaves the temporary file that it was made under.
-    strange = sorted(
-        path.name for path in out.iterdir() if path.name not in _FILES and not path.name.startswith(".tmp-")
-    )
+    names = sorted(path.name for path in out.iterdir() if not path.name.startswith(".tmp-")) if out.is_dir() else []
+    strange = [name for name in names if name not in _FILES]
+    if not strange and not _BEGUN.intersection(names):
+        strange = names  # a user's own README.md, say
     if strange:
         raise ConfigError(f"{str(out)!r} holds files that are not of a run ({strange[0]!r}). Give --out a new folder.")
-    return None
 
 
 def write_training(
@@ -131,7 +144,9 @@ def write_training(
     for left in out.glob(".tmp-*"):
         left.unlink(missing_ok=True)
     save_folds(task.folds, out / "folds.json")
-    if manifest is not None:
+    if manifest is None:
+        (out / "manifest.jsonl").unlink(missing_ok=True)
+    else:
         manifest.write(out / "manifest.jsonl")
     _write_csv(
         out / "candidates.csv",

@@ -18,6 +18,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 from featcache import registry
 from featcache.cache import Cache, CachedStream
 from featcache.cache import open as open_cache
-from featcache.errors import CacheError, ConfigError, ProtocolError
+from featcache.errors import CacheError, ConfigError, ProtocolError, ScoresError
 from featcache.extract import resolve_device
 from featcache.manifest import Manifest, Utterance
 from featcache.settings import build
@@ -221,8 +222,12 @@ def train(several: Mapping[Path, Prepared], unfinished: Path, on_progress: OnPro
 
     Returns:
         The runs, in order. The seconds that each is recorded to have taken are its share of those of all.
+
+    Raises:
+        ScoresError: a training diverged; the others are written all the same.
     """
     trainings = list(several.values())
+    _forget_peak()
     task = replace(trainings[0].task(), unfinished=Unfinished(unfinished))
     started = time.perf_counter()
     if len(trainings) == 1:
@@ -231,16 +236,36 @@ def train(several: Mapping[Path, Prepared], unfinished: Path, on_progress: OnPro
         pairs = [(one.head, one.config.fit) for one in trainings if isinstance(one.head, GradientHead)]
         outcomes = fit_each(pairs, task, on_progress)
     seconds = (time.perf_counter() - started) / len(trainings)
-    written = [
-        write_training(out, task, of_one, _record(one, task, seconds), one.manifest)
-        for (out, one), of_one in zip(several.items(), outcomes, strict=True)
-    ]
+    written, failed = [], {}
+    peak_mib = _peak_mib()
+    for (out, one), of_one in zip(several.items(), outcomes, strict=True):
+        try:
+            written.append(write_training(out, task, of_one, _record(one, task, seconds, peak_mib), one.manifest))
+        except ScoresError as error:  # it diverged: the others did not
+            failed[out.name] = error
     for folder in (unfinished, *(out / UNFINISHED for out in several)):
         shutil.rmtree(folder, ignore_errors=True)
+    if failed:
+        reasons = "; ".join(f"{name}: {error}" if len(several) > 1 else str(error) for name, error in failed.items())
+        raise ScoresError(reasons)
     return written
 
 
-def _record(prepared: Prepared, task: Task, seconds: float) -> dict[str, Any]:
+def _forget_peak() -> None:
+    """Let the system count this process's most memory anew; where it cannot, earlier trainings count too."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mib() -> int:
+    """Return the most memory that this process took, in MiB, pages of mapped files included."""
+    with suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _record(prepared: Prepared, task: Task, seconds: float, peak_mib: int) -> dict[str, Any]:
     """Return how a run was made, in plain values."""
     folds = prepared.folds
     return {
@@ -255,7 +280,7 @@ def _record(prepared: Prepared, task: Task, seconds: float) -> dict[str, Any]:
         "problems": [str(problem) for problem in folds.problems],
         "allowed_leaks": [str(problem) for problem in folds.leaks],
         "seconds": round(seconds, 3),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": peak_mib,
         "versions": versions(),
     }
 

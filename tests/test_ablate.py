@@ -361,3 +361,25 @@ def test_an_ablation_that_was_killed_ends_as_if_it_had_not_been(
     assert ablate(corpus, out).exit_code == 0
     assert rows(out, ("seconds",)) == rows(done, ("seconds",))
     assert not list(out.glob(".*"))
+
+
+def test_a_run_that_diverges_costs_none_of_those_that_train_with_it(corpus: Path, tmp_path: Path) -> None:
+    base = {"head": "linear_probe", "streams": "toy", "folds": "speaker", "fit": {"steps": 8, "eval_every": 4}}
+    spec = {"base": base, "grid": {"fit.learning_rate": [0.01, 1e38, 0.001]}}
+    out = tmp_path / "out"
+    for trained in (True, False):  # the second time, the others are there
+        result = ablate(corpus, out, spec)
+        assert result.exit_code == 3, result.output
+        assert "learning_rate=1e+38 failed: " in result.output
+        assert {path.parent.name for path in out.glob("*/scores.csv")} == {"learning_rate=0.01", "learning_rate=0.001"}
+        assert {row["run"] for row in rows(out)} == {"learning_rate=0.01", "learning_rate=0.001"}, trained
+
+
+def test_settings_that_no_head_can_have_refuse_their_runs_or_the_spec_in_a_sentence(
+    corpus: Path, tmp_path: Path
+) -> None:
+    base = {"head": "layer_mix", "streams": "toy", "folds": "speaker"}
+    result = ablate(corpus, tmp_path / "a", {"base": base, "grid": {"settings.projector_dim": [8, -1]}})
+    assert "projector_dim must be at least 1, got -1." in error_of(result)
+    result = ablate(corpus, tmp_path / "b", {"base": {"head": "linear_probe"}, "grid": {"settings.layer": "every"}})
+    assert "Say which one, with streams." in error_of(result)

@@ -4,13 +4,17 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from test_cli import call, failure, runner
 from test_fusion_search import make_runs
 
+from featcache.errors import ConfigError
 from heads.metrics import evaluate
 from heads.runs import read_run, write_run
+from heads.scores import Scores
+from pipelines import fuse
 from pipelines.cli import app
 
 
@@ -135,3 +139,14 @@ def test_runs_of_the_same_name_have_columns_of_their_own(tmp_path: Path) -> None
 )
 def test_options_that_do_not_fit_are_answered_in_a_sentence(tmp_path: Path, options: list[str], message: str) -> None:
     assert message in failure("fuse", tmp_path / "gone", *options, "--out", tmp_path / "out")
+
+
+def test_a_fusion_replaces_nobodys_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, Scores(["u", "v"], ["1", "1"], ["x", "y"], ("x", "y"), np.full((2, 2), 0.5)))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "README.md").write_text("notes")
+    with pytest.raises(ConfigError, match=r"holds files that are not of a run \('README.md'\)"):
+        fuse.run([tmp_path / "a", tmp_path / "b"], "1,1", mine)
+    assert (mine / "README.md").read_text() == "notes"

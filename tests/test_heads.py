@@ -377,3 +377,13 @@ def test_a_subset_names_layers_that_are_there_once(task: Task) -> None:
         LayerMixHead(subset=(LAYERS,)).train(task, settings, lambda *_: None)
     with pytest.raises(ConfigError, match=r"A layer occurs twice in the subset \[0, -4\] of 4 layers"):
         LayerMixHead(subset=(0, -4)).train(task, settings, lambda *_: None)
+
+
+def test_what_is_not_finite_is_never_chosen_and_is_nobodys_score(task: Task) -> None:
+    settings = FitSettings(steps=4, batch_size=8, eval_every=2, learning_rate=(1e38, 1e-12))
+    for outcome in LinearProbe().train(task, settings, lambda *_: None):
+        assert outcome.chosen["learning_rate"] == 1e-12
+        assert np.isfinite(outcome.test).all()
+        assert math.isnan(outcome.candidates[0].validation)
+    for outcome in LinearProbe().train(task, replace(settings, learning_rate=(1e38,)), lambda *_: None):
+        assert np.isnan(outcome.test).all()

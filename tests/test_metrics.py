@@ -225,3 +225,7 @@ def test_evaluate_of_perfect_scores_is_one():
 
 def test_evaluate_of_one_fold_has_no_deviation():
     assert set(evaluate(scores_of([("1", "a", "b"), ("1", "b", "b")]))["std"].values()) == {None}
+
+
+def test_flags_are_counted_as_classes() -> None:
+    assert confusion([True, False, False], [True, True, False], 2).tolist() == [[1, 1], [0, 1]]

@@ -237,3 +237,14 @@ def test_scores_that_are_not_finite_are_named_by_run_and_utterance(tmp_path: Pat
     path.write_text("\n".join(lines))
     with pytest.raises(ScoresError, match=r"layer=1,seed=0/scores.csv'.*not finite, such as 'u0'"):
         page_of(tmp_path, folder)
+
+
+def test_what_an_ablation_keeps_unfinished_hides_none_of_its_runs(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_small_run(tmp_path / "mine" / name)
+    (tmp_path / "mine" / ".unfinished" / "job").mkdir(parents=True)
+    (tmp_path / "mine" / "c" / ".unfinished").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "mine"):
+        found = report.find_runs([folder])
+        assert [run.name for run in found.runs] == ["a", "b"]
+        assert list(found.unfinished) == ["c"]

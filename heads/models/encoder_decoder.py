@@ -36,7 +36,7 @@ from heads.models._encoder_decoder import Decoder, Encoder, PhoneEncoder, PostNe
 _SIZES = {"small": (8, 48), "large": (128, 2), "spec": (8, 48)}
 _MOST_APART = 2  # frames by which streams of one utterance may differ: how many a model gives depends on its padding
 _WINDOWS = 64
-_SPEAKER = "speaker/"
+SPEAKER = "speaker/"
 """What stands before the name of a speaker in :meth:`EncoderDecoder.context`."""
 
 
@@ -105,7 +105,7 @@ class EncoderDecoder(GradientHead["WindowInputs"]):
     def context(self, task: Task) -> dict[str, np.ndarray]:
         """Return the mean embedding of each speaker, which is of other utterances than the one that is scored."""
         means = speaker_means(self.roles(task)["speaker"], _people(task))
-        return {f"{_SPEAKER}{speaker}": mean for speaker, mean in means.items()}
+        return {f"{SPEAKER}{speaker}": mean for speaker, mean in means.items()}
 
     def scoring(self) -> "EncoderDecoder":
         """Return the head without the decoder: phones, which have as many frames as the log-mels, are not read."""
@@ -334,9 +334,9 @@ class WindowInputs(Inputs):
     def _embeddings(self) -> torch.Tensor:
         """Return each utterance's speaker's mean embedding, ``(utterances, speaker_dim)``."""
         known = dict(self.task.context)
-        unknown = [one for one in _people(self.task) if f"{_SPEAKER}{one.speaker}" not in known]
-        known |= {f"{_SPEAKER}{name}": mean for name, mean in speaker_means(self.roles["speaker"], unknown).items()}
-        rows = [known[f"{_SPEAKER}{speaker}"] for speaker in self.task.speakers]
+        unknown = [one for one in _people(self.task) if f"{SPEAKER}{one.speaker}" not in known]
+        known |= {f"{SPEAKER}{name}": mean for name, mean in speaker_means(self.roles["speaker"], unknown).items()}
+        rows = [known[f"{SPEAKER}{speaker}"] for speaker in self.task.speakers]
         return torch.from_numpy(np.stack(rows)).to(self.task.device)
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import nn
 
-from heads.head import GradientHead, Task, layer_subset
+from heads.head import GradientHead, Task, check_width, layer_subset
 from heads.inputs import StatsInputs
 from heads.layers import LayerMix as Mix
 from heads.layers import Standardise, linear
@@ -40,6 +40,10 @@ class LayerMix(GradientHead[StatsInputs]):
     projector_dim: int = 256
     weighting: Literal["softmax", "ratio"] = "softmax"
     subset: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_width(self.projector_dim)
+
     std: bool = False
     standardise: bool = False
 

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from heads.head import GradientHead, Task, layer_subset
+from featcache.errors import ConfigError
+from heads.head import GradientHead, Task, check_width, layer_subset
 from heads.inputs import FrameInputs
 from heads.layers import LayerMix, masked_mean
 
@@ -35,6 +36,11 @@ class MeanPool(GradientHead[FrameInputs]):
     dropout: float = 0.2
     weighting: Literal["softmax", "ratio"] = "softmax"
     subset: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_width(self.projector_dim)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be 0 to below 1, got {self.dropout}.")
 
     def inputs(self, task: Task) -> FrameInputs:
         """Return the frames."""

@@ -63,15 +63,15 @@ def _is_run(folder: Path) -> bool:
 
 def _inside(folder: Path, depth: int) -> list[Path]:
     """Return a folder that is a run or an unfinished one, or those in it."""
-    if _is_run(folder) or (folder / UNFINISHED).is_dir():
-        return [folder]
-    if not depth or not folder.is_dir():
-        return []
+    if _is_run(folder) or not folder.is_dir():
+        return [folder] if _is_run(folder) else []
     below = sorted(
         (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
         key=lambda path: natural_key(path.name),
     )
-    return [found for path in below for found in _inside(path, depth - 1)]
+    found = [one for path in below for one in _inside(path, depth - 1)] if depth else []
+    # An ablation keeps a folder of that name as well, beside its runs.
+    return found or ([folder] if (folder / UNFINISHED).is_dir() else [])
 
 
 def _check_once(runs: Sequence[Path]) -> None:

@@ -242,15 +242,18 @@ def layer_weights(found: LayerWeights) -> Figure:
     above.set_ylabel("mean weight")
     above.grid(visible=False, axis="x")
     # Opacity, not colour, carries the weight: it reads on light and on dark alike.
-    highest = found.values.max()
-    opacity = np.clip(found.values / highest, 0, 1) if highest > 0 else np.zeros_like(found.values)
+    sizes = np.abs(found.values)  # weights that are ratios may be negative
+    opacity = sizes / sizes.max() if sizes.max() > 0 else sizes
     left, top = np.meshgrid(places - 0.5, np.arange(num_folds) - 0.5)
     below.bar(
         left.ravel() + 0.5,
         np.ones(left.size),
         width=1.0,
         bottom=top.ravel(),
-        color=[(FIRST, float(share)) for share in opacity.ravel()],
+        color=[
+            (FIRST if value >= 0 else SECOND, float(share))
+            for value, share in zip(found.values.ravel(), opacity.ravel(), strict=True)
+        ],
     )
     below.set_ylim(num_folds - 0.5, -0.5)
     below.set_xlim(-0.6, num_layers - 0.4)

@@ -312,7 +312,7 @@ def _different(row: Row, run: Run, corpus: str | None) -> list[str]:
     elif sizes != sorted(row.test_sizes):
         found.append("utterances and folds" if sum(sizes) != sum(row.test_sizes) else "folds")
     independent = config.get("speaker_independent")
-    if independent is None:
+    if not isinstance(independent, bool):
         found.append("speaker independence (not stated here)")
     elif row.speaker_independent != ("yes" if independent else "no"):
         found.append("speaker independence")

@@ -21,8 +21,8 @@ _PLAIN = (
 )  # fmt: skip
 # What a run found, or where and when: not what was asked for.
 _FOUND = (
-    "digest", "chosen", "seconds", "peak_mib", "versions", "problems", "on_search", "weights", "unseen_classes",
-    "device", "place",
+    "digest", "chosen", "seconds", "peak_mib", "versions", "problems", "allowed_leaks", "on_search", "weights",
+    "unseen_classes", "device", "place",
 )  # fmt: skip
 
 
