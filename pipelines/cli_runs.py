@@ -59,7 +59,10 @@ def predict(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Setting of a stream, such as hidden_states.checkpoint=FOLDER; repeat for several."),
+        typer.Option(
+            "--set",
+            help="Setting of a stream, by kind or full name, such as hidden_states.checkpoint=FOLDER; repeatable.",
+        ),
     ] = None,
     device: DeviceOpt = None,
 ) -> None:

@@ -55,6 +55,15 @@ class Predicted:
         return [self.classes[at] for at in self.probabilities.argmax(axis=1)]
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A stream to extract, the spec that a run was trained on, and what is to be kept of it: frames or stats."""
+
+    stream: Stream
+    spec: StreamSpec
+    tier: str
+
+
 def run(
     folders: Sequence[Path],
     manifest: Manifest,
@@ -107,26 +116,27 @@ def run(
 
 def _streams(
     runs: Sequence[Restored], manifest: Manifest, settings: Mapping[str, Any], on_message: OnMessage
-) -> dict[str, tuple[Stream, StreamSpec]]:
-    """Return what to extract: digest of the spec that a run was trained on to the stream, and that spec."""
-    kinds = {spec.kind for one in runs for spec in one.specs.values()}
-    stray = sorted(set(settings) - kinds)
+) -> dict[str, _Wanted]:
+    """Return what to extract, by the digest of the spec that a run was trained on."""
+    names = {name for one in runs for spec in one.specs.values() for name in (spec.kind, spec.name)}
+    stray = sorted(set(settings) - names)
     if stray:
-        raise ConfigError(f"--set names {', '.join(stray)}; the streams read are {', '.join(sorted(kinds))}.")
+        raise ConfigError(f"--set names {', '.join(stray)}; the streams read are {', '.join(sorted(names))}.")
     plain = [kind for kind, values in settings.items() if not isinstance(values, Mapping)]
     if plain:
         raise ConfigError(f"--set {plain[0]}: give a setting of the stream, such as {plain[0]}.checkpoint=FOLDER.")
-    wanted: dict[str, tuple[Stream, StreamSpec]] = {}
+    wanted: dict[str, _Wanted] = {}
     for one in runs:
         for spec in one.specs.values():
-            stream = make_stream(spec, settings.get(spec.kind) or {})
+            stream = make_stream(spec, {**(settings.get(spec.kind) or {}), **(settings.get(spec.name) or {})})
             _, differing = check_stream(stream, spec, one.name)
             if differing and spec.digest not in wanted:
                 on_message(
                     f"{spec.kind} was computed by other releases when {one.name!r} was trained (trained -> here): "
                     f"{'; '.join(differing)}. Probabilities may differ a little."
                 )
-            wanted[spec.digest] = stream, spec
+            frames = one.head.tier == "frames" or (spec.digest in wanted and wanted[spec.digest].tier == "frames")
+            wanted[spec.digest] = _Wanted(stream, spec, "frames" if frames else "stats")
             _check_given(spec, manifest, one.name)
     return wanted
 
@@ -148,7 +158,7 @@ def _workplace(cache: Path | None) -> Iterator[Path]:
 
 
 def _extract(
-    wanted: Mapping[str, tuple[Stream, StreamSpec]],
+    wanted: Mapping[str, _Wanted],
     manifest: Manifest,
     cache: Path,
     device: str,
@@ -174,10 +184,11 @@ def _extract(
         before += count
         on_progress(before, total)
 
-    for digest, (stream, spec) in wanted.items():
-        options = Options(dtype=spec.dtype, compute_dtype=compute_dtype(spec), device=device)
+    for digest, one in wanted.items():
+        compute = compute_dtype(one.spec)
+        options = Options(dtype=one.spec.dtype, compute_dtype=compute, device=device, tier=one.tier)
         with _told_later():
-            summary = extract(manifest, cache, stream, options, on_planned=planned, on_done=done, on_elsewhere=done)
+            summary = extract(manifest, cache, one.stream, options, on_planned=planned, on_done=done, on_elsewhere=done)
         failures |= {name: reason for name, reason in summary.failures.items() if name not in failures}
         if len(summary.failures) < len(manifest):
             features[digest] = open_cache(cache)[summary.stream]
