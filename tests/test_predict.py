@@ -19,6 +19,7 @@ from speech_task import make_task
 from test_cli import call
 from typer.testing import CliRunner
 
+import featcache
 from featcache import FeatcacheError, Manifest, Utterance
 from featcache.errors import CheckpointError, ConfigError, ScoresError, UnknownNameError
 from heads.head import FitSettings
@@ -442,3 +443,41 @@ def test_a_checkpoint_that_is_elsewhere_is_named_by_set(corpus: Corpus, tmp_path
         mine = found[f"text {int(key[1:]) + 1}"]
         assert np.allclose(list(mine.values()), row, rtol=0, atol=1e-6)
     assert "Give --text" in str(refused("predict", run, corpus.wav(0), *here))
+
+
+def test_a_pack_without_utterances_keeps_the_length_that_texts_are_padded_to(corpus: Corpus, tmp_path: Path) -> None:
+    run = corpus.run("cnn_longest", *_trained("cnn_longest"), stream="log_mel")
+    call("pack", run, "--without-utterances", "--out", tmp_path / "run.zip")
+    shortest = corpus.wav(0)
+    assert predicted(tmp_path / "run.zip", shortest) == predicted(run, shortest)
+
+
+def test_another_recording_does_not_take_the_place_of_one_in_a_shared_cache(
+    corpus: Corpus, probe: Path, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "other.wav", tone(0.5, seed=77), 16000, subtype="FLOAT")
+    Manifest([Utterance("u00", "other.wav")], tmp_path).write(tmp_path / "m.jsonl")
+    before = featcache.open(corpus.cache)["ge2e_states"]["u00"].tobytes()
+    error = refused("predict", probe, "--manifest", tmp_path / "m.jsonl", "--cache", corpus.cache)
+    assert "holds 1 of these utterances with another input, such as 'u00'" in str(error)
+    assert featcache.open(corpus.cache)["ge2e_states"]["u00"].tobytes() == before
+    assert predicted(probe, "--manifest", tmp_path / "m.jsonl").keys() == {"u00"}
+
+
+def test_a_spec_that_came_with_a_run_starts_no_program(corpus: Corpus, probe: Path, tmp_path: Path) -> None:
+    shutil.copytree(probe, tmp_path / "run")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    program.chmod(0o755)
+    path = tmp_path / "run" / "streams.json"
+    values = json.loads(path.read_text())
+    settings = {"aligner": "mfa", "settings": {"program": str(program)}}
+    values["streams"]["ge2e_states"] |= {"kind": "alignment", "settings": settings, "checkpoint": None}
+    path.write_text(json.dumps(values))
+    assert "made by an alignment" in str(refused("predict", tmp_path / "run", corpus.wav(0)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_answer_replaces_no_recording(corpus: Corpus, probe: Path, tmp_path: Path) -> None:
+    assert "is a recording to predict" in str(refused("predict", probe, corpus.wav(0), "--out", corpus.wav(0)))
+    assert "is a folder" in str(refused("predict", probe, corpus.wav(0), "--out", tmp_path))
