@@ -26,19 +26,18 @@ from typing import Any
 
 import numpy as np
 
-from featcache import registry
 from featcache.cache import Cache, CachedStream
 from featcache.cache import open as open_cache
 from featcache.errors import CacheError, ConfigError, ProtocolError, ScoresError
 from featcache.extract import resolve_device
 from featcache.manifest import Manifest, Utterance
-from featcache.settings import build
 from heads.duplicates import audio_digests
 from heads.fit import fit_each, side_by_side
 from heads.folds import FoldSet, make_folds
 from heads.head import FitSettings, GradientHead, Head, OnProgress, Task
 from heads.runs import Run
 from heads.unfinished import Unfinished
+from pipelines import run_folders
 from pipelines.config import TrainConfig
 from pipelines.run_folders import UNFINISHED, existing_run, facts, membership, plain, versions, write_training
 
@@ -292,8 +291,7 @@ def load_head(config: TrainConfig) -> Head:
         UnknownNameError: no such head.
         ConfigError: settings that it does not have.
     """
-    cls = registry.load("heads.models", config.head, Head)
-    return build(cls, config.settings, f"head {config.head}")
+    return run_folders.load_head(config.head, config.settings)
 
 
 def make_task(utterances: Sequence[Utterance], folds: FoldSet, streams: dict[str, CachedStream], device: str) -> Task:
