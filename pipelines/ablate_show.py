@@ -1,10 +1,10 @@
 """What `featcache ablate` prints of a plan: runs, jobs, and what they cost."""
 
-from pathlib import Path
 from typing import Any
 
 from pipelines import show
 from pipelines.ablate_plan import Plan
+from pipelines.ablate_time import estimate, kind
 from pipelines.extract import free_bytes
 
 _SHOWN = 10
@@ -28,7 +28,7 @@ def plan(planned: Plan) -> str:
         lines.append(
             f"{jobs} jobs, {at_once} at a time"
             + (f"; {batched} runs train side by side in {len(together)} of them" if together else "")
-            + f". Time: {_time(planned)}. Disk: about {show.size(planned.num_bytes)}, "
+            + f". Time: {estimate(planned)}. Disk: about {show.size(planned.num_bytes)}, "
             f"{show.size(free_bytes(planned.out))} free."
         )
     for sentence, names in _by_sentence(planned.refused).items():
@@ -58,7 +58,7 @@ def _table(planned: Plan) -> str:
     """Return the runs by head and streams."""
     groups: dict[tuple[str, str], list[str]] = {}
     for run in planned.ablation.runs:
-        groups.setdefault(_kind(run.config), []).append(run.name)
+        groups.setdefault(kind(run.config), []).append(run.name)
     rows = [["head", "streams", "runs", "there", "steps to do"]]
     todo = set(planned.todo)
     for (head, streams), members in groups.items():
@@ -66,29 +66,6 @@ def _table(planned: Plan) -> str:
         steps = sum(planned.work[name] for name in members if name in todo)
         rows.append([head, streams, str(len(members)), str(there), f"{steps:,}"])
     return show.table(rows)
-
-
-def _time(planned: Plan) -> str:
-    """Return how long it takes, by the seconds that runs of the same head and streams took that are there."""
-    seconds: dict[tuple[str, str], float] = {}
-    work: dict[tuple[str, str], int] = {}
-    kinds = {run.name: _kind(run.config) for run in planned.ablation.runs}
-    for name in planned.done:
-        took: Any = planned.recorded.get(planned.moved.get(name, Path(name)).name, {}).get("seconds")
-        if isinstance(took, int | float):
-            seconds[kinds[name]] = seconds.get(kinds[name], 0.0) + took
-            work[kinds[name]] = work.get(kinds[name], 0) + planned.work[name]
-    known = [name for name in planned.todo if kinds[name] in work]
-    if not known:
-        return "unknown before a run is done"
-    needed = sum(planned.work[name] * seconds[kinds[name]] / work[kinds[name]] for name in known)
-    text = f"about {show.duration(needed / min(planned.at_once, len(planned.batches)))}"
-    unknown = len(planned.todo) - len(known)
-    return f"{text} for {len(known)} runs like those there, unknown for {unknown} others" if unknown else text
-
-
-def _kind(config: Any) -> tuple[str, str]:
-    return config.head, ", ".join(config.streams)
 
 
 def _by_sentence(refused: Any) -> dict[str, list[str]]:
