@@ -7,7 +7,7 @@ Nothing is ever chosen on test data: settings with several values are chosen on 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -38,6 +38,19 @@ class FitSettings:
         weight_decay: decoupled (AdamW); one or several.
         gradient_clip: largest norm of a model's gradient; None is no bound.
         eval_every: steps between evaluations on validation; the best one's weights are kept.
+        unit: what `steps`, `eval_every`, `halve_from` and `halve_every` count: optimiser steps, or ``"epoch"``: passes
+            over the fold's training part, of ``ceil(utterances / (batch_size * accumulate))`` steps each.
+        accumulate: batches whose gradients are averaged for one optimiser step.
+        average: weights of so many evaluations, the best on validation, are averaged and taken in place of the best
+            one's alone (Morais et al. 2022, section 3.2).
+        optimiser: ``"adamw"``, or ``"sgd"`` with `momentum`, whose weight decay is not decoupled.
+        momentum: of ``"sgd"``.
+        halve_from: the learning rate is halved when so many units are done, and then every `halve_every` units; None
+            never halves it.
+        halve_every: see `halve_from`.
+        pretrained_rate: learning rate of what a head did not begin at random, see :meth:`GradientHead.pretrained`; None
+            is `learning_rate`. It is halved alike.
+        bucketed: batches are of utterances of like length, in random order; see :meth:`heads.inputs.Inputs.sizes`.
         patience: a model that was not better than ever before at so many evaluations in a row is done, even if it
             trains on beside others; None never stops early.
         select_by: metric on validation that chooses weights and candidates: ``"ua"`` or ``"wa"``.
@@ -54,6 +67,15 @@ class FitSettings:
     weight_decay: tuple[float, ...] = (0.0,)
     gradient_clip: float | None = 1.0
     eval_every: int = 50
+    unit: Literal["step", "epoch"] = "step"
+    accumulate: int = 1
+    average: int = 1
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    halve_from: int | None = None
+    halve_every: int = 1
+    pretrained_rate: float | None = None
+    bucketed: bool = False
     patience: int | None = None
     select_by: Literal["ua", "wa"] = "ua"
     balanced: bool = False
@@ -61,9 +83,14 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("steps", "batch_size", "eval_every", "accumulate", "average", "halve_every", "halve_from"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must be 0 to below 1, got {self.momentum}.")
+        if self.pretrained_rate is not None and not (math.isfinite(self.pretrained_rate) and self.pretrained_rate > 0):
+            raise ConfigError(f"pretrained_rate must be positive and finite, or None, got {self.pretrained_rate}.")
         if not self.learning_rate or not all(math.isfinite(rate) and rate > 0 for rate in self.learning_rate):
             raise ConfigError(f"learning_rate needs one or more positive, finite numbers, got {self.learning_rate}.")
         if not self.weight_decay or not all(math.isfinite(decay) and decay >= 0 for decay in self.weight_decay):
@@ -89,6 +116,10 @@ class Task:
         unfinished: where training that is not finished is kept; None keeps nothing.
         place: where frames are held; see :class:`featcache.view.View`.
         context: what :meth:`Head.context` gave when the head was trained; empty in training.
+        targets: ``(utterances, classes)`` float, what the loss aims at in place of `labels`, such as shares of votes;
+            rows sum to 1. Metrics and choices are by `labels` all the same.
+        start: fold to weights by name that training begins with, in place of random ones, where a module has that name
+            and shape; see :attr:`GradientHead.output`. A fold that it lacks begins at random.
     """
 
     streams: Mapping[str, CachedStream]
@@ -102,6 +133,8 @@ class Task:
     unfinished: Unfinished | None = None
     place: Place = "auto"
     context: Mapping[str, np.ndarray] = field(default_factory=dict)
+    targets: np.ndarray | None = None
+    start: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     _positions: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -182,8 +215,10 @@ class Outcome:
         candidates: everything that was tried.
         curve: for each evaluation: ``step``, ``loss`` on train since the last one, and the metric on validation.
         weights: learned arrays by name; empty where a head has none that can be stored.
-        layer_weights: what each layer contributes, ``(layers,)``, sums to 1; None where the head has no mix.
+        layer_weights: what each layer contributes, ``(layers,)``, sums to 1 over each stream; None where the head has no
+            mix.
         layer_names: names of the layers that it read.
+        num_parameters: parameters of the module, trained or not; None where there is no module.
     """
 
     fold: str
@@ -195,6 +230,7 @@ class Outcome:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     layer_weights: np.ndarray | None = None
     layer_names: Sequence[str] = ()
+    num_parameters: int | None = None
 
 
 class Head(ABC):
@@ -274,9 +310,12 @@ class GradientHead(Head, Generic[InputsT]):
     Attributes:
         stacked: whether a fold's candidates train side by side as one job, by ``torch.vmap``, and jobs in threads. A
             module with recurrent layers, batch norm or dropout (threads share one generator) trains alone.
+        output: first part of the names of parameters that belong to the classes of a task, which are never taken from
+            :attr:`Task.start`.
     """
 
     stacked: ClassVar[bool]
+    output: ClassVar[str] = "classify"
 
     @abstractmethod
     def inputs(self, task: Task) -> InputsT:
@@ -300,7 +339,8 @@ class GradientHead(Head, Generic[InputsT]):
         """Return a fresh module: takes what :meth:`Inputs.batch` gives for one member, returns logits.
 
         In training it takes what :meth:`Inputs.training_batch` gives, and may return logits and a further loss, which
-        is added to the cross-entropy.
+        is added to the cross-entropy; and it may return a multiple of the batch's rows: the batch, and further copies
+        of it, one after the other. Parameters that need no gradient are not trained.
 
         Args:
             num_layers: layers of the stream.
@@ -318,6 +358,21 @@ class GradientHead(Head, Generic[InputsT]):
         if self.tier == "stats":
             return (torch.zeros(2, num_layers, dim),)
         return torch.zeros(2, num_layers, 100, dim), torch.full((2,), 100)
+
+    def pretrained(self, module: nn.Module) -> Collection[str]:
+        """Return the names of the parameters that begin with what was learnt elsewhere; none by default.
+
+        What :attr:`Task.start` brings counts as well.
+        """
+        return ()
+
+    def layer_names(self, task: Task) -> Sequence[str]:
+        """Return the name of each layer that is read; of several streams, one after the other.
+
+        There are as many as the module's layer mixes have weights together.
+        """
+        layers = self.source(task).spec.layers
+        return [layers[number] for number in self.read_layers(len(layers))]
 
     def code_shape(self, task: Task) -> CodeShape | None:
         """Return the form of the codes between what is read and what is classified; None where there are none."""

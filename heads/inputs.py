@@ -50,6 +50,10 @@ class Inputs(ABC):
         batch = self.batch(positions[None], layers)
         return tuple(item[0] for item in batch), torch.arange(len(positions))
 
+    def sizes(self) -> torch.Tensor | None:
+        """Return how long each utterance is, ``(utterances,)`` in any unit, for batches of like length; None: unknown."""
+        return None
+
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return how to split utterances into batches that can be scored at once.
 
@@ -103,6 +107,10 @@ class FrameInputs(Inputs):
     def __init__(self, view: View) -> None:
         self.view = view
         self.buffer = Buffer()
+
+    def sizes(self) -> torch.Tensor:
+        """Return frames of each utterance."""
+        return self.view.lengths
 
     def batch(self, indices: torch.Tensor, layers: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Return frames and lengths of the one member's batch."""

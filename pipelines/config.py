@@ -51,6 +51,9 @@ class TrainConfig:
         missing: what to do with utterances that a stream lacks: ``error`` or ``drop``.
         label: the manifest's column to learn.
         drop_unlabelled: leave utterances without a label out, instead of refusing.
+        votes: the manifest's column of votes, class to number, whose shares the loss aims at in place of the label
+            (soft labels); empty aims at the label.
+        start: folder of a run whose weights each fold's training begins with; empty begins at random.
         device: where training runs.
         place: where the frames that a head reads are held: ``memory`` (of the device), ``disk``, or ``auto``, which is
             memory where they take at most 40 % of what is free.
@@ -67,6 +70,8 @@ class TrainConfig:
     missing: Literal["error", "drop"] = "error"
     label: str = "label"
     drop_unlabelled: bool = False
+    votes: str = ""
+    start: str = ""
     device: str = "auto"
     place: Place = "auto"
 
