@@ -22,11 +22,12 @@ from torch import nn
 import featcache
 from featcache.commit import StreamWriter, store
 from featcache.stream import Features, StreamSpec
-from heads.fit import Member, Order, fit
+from heads.fit import fit
 from heads.folds import Fold
 from heads.head import FitSettings, GradientHead, Outcome, Task
 from heads.models.layer_mix import LayerMix
 from heads.models.linear_probe import LinearProbe
+from heads.order import Order
 
 RATES = tuple(10.0**-power for power in range(1, 8))
 FOLDS, SEEDS, ROUNDS = 5, 5, 3
@@ -196,7 +197,7 @@ def train_plainly(
     optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=settings.weight_decay[0])
     labels = torch.from_numpy(task.labels)
     parts = [torch.from_numpy(task.positions(part)) for part in fold.parts.values()]
-    order = Order(Member(fold, {}, *parts), settings)
+    order = Order(parts[0], fold.name, settings)
     for _ in range(settings.steps):
         indices = order.next()
         loss = nn.functional.cross_entropy(module(values[indices]), labels[indices])

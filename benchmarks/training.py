@@ -35,7 +35,7 @@ from benchmarks.timing import compare
 from featcache.commit import StreamWriter, store
 from featcache.stream import Features, StreamSpec
 from heads.folds import Fold
-from heads.head import Task
+from heads.head import FitSettings, Task
 from heads.members import Alone
 from heads.models.encoder_decoder import EncoderDecoder
 
@@ -199,7 +199,7 @@ def _featcache(connection: Connection, folder: Path, size: Size) -> None:
     inputs = {place: head.inputs(_task(folder, size, place)) for place in ("disk", "memory")}  # type: ignore[arg-type]
     model = Alone(head.module(**head.shapes(_task(folder, size, "disk"))))
     model.train(True)
-    optimiser = model.optimiser([1e-4], [0.0], None)
+    optimiser = model.optimiser(FitSettings(gradient_clip=None), [1e-4], [0.0])
     generator = torch.Generator().manual_seed(0)
 
     def load(way: Way, batch: int) -> tuple[torch.Tensor, ...]:

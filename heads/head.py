@@ -119,7 +119,7 @@ class Task:
         targets: ``(utterances, classes)`` float, what the loss aims at in place of `labels`, such as shares of votes;
             rows sum to 1. Metrics and choices are by `labels` all the same.
         start: fold to weights by name that training begins with, in place of random ones, where a module has that name
-            and shape; see :attr:`GradientHead.output`. A fold that it lacks begins at random.
+            and shape; see :meth:`GradientHead.of_classes`. A fold that it lacks begins at random.
     """
 
     streams: Mapping[str, CachedStream]
@@ -215,8 +215,8 @@ class Outcome:
         candidates: everything that was tried.
         curve: for each evaluation: ``step``, ``loss`` on train since the last one, and the metric on validation.
         weights: learned arrays by name; empty where a head has none that can be stored.
-        layer_weights: what each layer contributes, ``(layers,)``, sums to 1 over each stream; None where the head has no
-            mix.
+        layer_weights: what each layer contributes, ``(layers,)``, sums to 1 over each stream; None where nothing mixes
+            layers.
         layer_names: names of the layers that it read.
         num_parameters: parameters of the module, trained or not; None where there is no module.
     """
@@ -310,12 +310,9 @@ class GradientHead(Head, Generic[InputsT]):
     Attributes:
         stacked: whether a fold's candidates train side by side as one job, by ``torch.vmap``, and jobs in threads. A
             module with recurrent layers, batch norm or dropout (threads share one generator) trains alone.
-        output: first part of the names of parameters that belong to the classes of a task, which are never taken from
-            :attr:`Task.start`.
     """
 
     stacked: ClassVar[bool]
-    output: ClassVar[str] = "classify"
 
     @abstractmethod
     def inputs(self, task: Task) -> InputsT:
@@ -358,6 +355,10 @@ class GradientHead(Head, Generic[InputsT]):
         if self.tier == "stats":
             return (torch.zeros(2, num_layers, dim),)
         return torch.zeros(2, num_layers, 100, dim), torch.full((2,), 100)
+
+    def of_classes(self) -> str:
+        """Return what names of parameters begin with that belong to a task's classes: :attr:`Task.start` has others."""
+        return "classify."
 
     def pretrained(self, module: nn.Module) -> Collection[str]:
         """Return the names of the parameters that begin with what was learnt elsewhere; none by default.

@@ -51,7 +51,7 @@ class Inputs(ABC):
         return tuple(item[0] for item in batch), torch.arange(len(positions))
 
     def sizes(self) -> torch.Tensor | None:
-        """Return how long each utterance is, ``(utterances,)`` in any unit, for batches of like length; None: unknown."""
+        """Return each utterance's length, ``(utterances,)`` in any unit, for batches of like length; None: unknown."""
         return None
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -5,7 +5,7 @@ Small heads spend their time on overhead, not on arithmetic. Stacked along a mem
 those of each trained alone (a test pins it down to 1e-5).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 
 import torch
@@ -13,10 +13,9 @@ from torch import nn
 from torch.func import functional_call, stack_module_state
 
 from featcache.errors import ConfigError
+from heads.head import FitSettings
 
 State = dict[str, torch.Tensor]
-
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Members:
@@ -36,7 +35,10 @@ class Members:
             )
         self._module = modules[0]
         parameters, buffers = stack_module_state(list(modules))
-        self._parameters: State = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        trained = dict(modules[0].named_parameters())
+        self._parameters: State = {
+            name: value.detach().requires_grad_(trained[name].requires_grad) for name, value in parameters.items()
+        }
         # What is the same for all is kept once, or it would make a copy of the batch for each member.
         self._buffers: State = {
             name: value[:1].clone() if bool((value == value[:1]).all()) else value for name, value in buffers.items()
@@ -44,9 +46,9 @@ class Members:
         self.size = len(modules)
 
     @property
-    def parameters(self) -> list[torch.Tensor]:
-        """Parameters, each ``(members, ...)``."""
-        return list(self._parameters.values())
+    def parameters(self) -> State:
+        """Parameters that train, by name, each ``(members, ...)``."""
+        return {name: value for name, value in self._parameters.items() if value.requires_grad}
 
     def train(self, mode: bool) -> None:
         """Switch dropout and the like on or off."""
@@ -69,10 +71,14 @@ class Members:
         return torch.vmap(forward, in_dims)(self._parameters, given, *(item for item, _ in items))
 
     def optimiser(
-        self, learning_rate: Sequence[float], weight_decay: Sequence[float], gradient_clip: float | None
-    ) -> "MemberAdamW":
+        self,
+        settings: FitSettings,
+        learning_rate: Sequence[float],
+        weight_decay: Sequence[float],
+        pretrained: Collection[str] = (),
+    ) -> "Optimiser":
         """Return what updates the members, each with its own rate and decay."""
-        return MemberAdamW(self.parameters, learning_rate, weight_decay, gradient_clip)
+        return Optimiser(self.parameters, pretrained, settings, learning_rate, weight_decay)
 
     def state(self, member: int) -> State:
         """Return one member's parameters and buffers, views of the stacked ones."""
@@ -85,7 +91,7 @@ class Members:
 
     def keep(self, best: State, members: Sequence[int]) -> None:
         """Copy what some members are now into `best`; buffers do not change in training."""
-        rows = torch.tensor(list(members), dtype=torch.int64, device=self.parameters[0].device)
+        rows = torch.tensor(list(members), dtype=torch.int64, device=next(iter(self._parameters.values())).device)
         for name, value in self._parameters.items():
             best[name][rows] = value.detach()[rows]
 
@@ -110,9 +116,9 @@ class Alone:
         self._module = module
 
     @property
-    def parameters(self) -> list[torch.Tensor]:
-        """The module's parameters."""
-        return list(self._module.parameters())
+    def parameters(self) -> State:
+        """The module's parameters that train, by name."""
+        return {name: value for name, value in self._module.named_parameters() if value.requires_grad}
 
     def train(self, mode: bool) -> None:
         """Switch dropout and the like on or off."""
@@ -129,10 +135,14 @@ class Alone:
         return logits
 
     def optimiser(
-        self, learning_rate: Sequence[float], weight_decay: Sequence[float], gradient_clip: float | None
-    ) -> "AloneAdamW":
+        self,
+        settings: FitSettings,
+        learning_rate: Sequence[float],
+        weight_decay: Sequence[float],
+        pretrained: Collection[str] = (),
+    ) -> "Optimiser":
         """Return what updates the module."""
-        return AloneAdamW(self.parameters, learning_rate[0], weight_decay[0], gradient_clip)
+        return Optimiser(self.parameters, pretrained, settings, learning_rate, weight_decay, alone=True)
 
     def state(self, member: int) -> State:
         """Return the module's parameters and buffers."""
@@ -153,70 +163,74 @@ class Alone:
         self._module.load_state_dict(state)
 
 
-class AloneAdamW:
-    """``torch.optim.AdamW`` and the bound on the gradient's norm, in the form of :class:`MemberAdamW`."""
-
-    def __init__(
-        self, parameters: Sequence[torch.Tensor], learning_rate: float, weight_decay: float, gradient_clip: float | None
-    ) -> None:
-        self._parameters = list(parameters)
-        self._clip = gradient_clip
-        self._optimiser = torch.optim.AdamW(self._parameters, learning_rate, weight_decay=weight_decay, fused=True)
-
-    def state(self) -> State:
-        """Return all that later steps depend on."""
-        return {
-            f"{number}/{name}": value
-            for number, parameter in enumerate(self._parameters)
-            for name, value in self._optimiser.state[parameter].items()
-        }
-
-    def load(self, state: State) -> None:
-        """Become what :meth:`state` returned."""
-        for number, parameter in enumerate(self._parameters):
-            own = {name: state[f"{number}/{name}"] for name in _MOMENTS}
-            device = parameter.device
-            self._optimiser.state[parameter] = {name: value.to(device) for name, value in own.items()}
-
-    def step(self) -> None:
-        """Update every parameter by its gradient, and clear the gradients."""
-        if self._clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
-
-
-class MemberAdamW:
-    """``torch.optim.AdamW``, fused, with a rate, a decay and a bound on the gradient's norm for each member.
+def average(slots: Sequence[State], counts: Sequence[int], stacked: bool) -> State:
+    """Return the mean of each member's own slots; numbers that count something are those of its first.
 
     Args:
-        parameters: each ``(members, ...)``.
+        slots: what :meth:`Members.copy` returned, or :meth:`Alone.copy`.
+        counts: ``(members,)`` slots of each member, from the first on; one without any has the first.
+        stacked: whether the first axis of every tensor is the members.
+    """
+    if max(counts) <= 1:
+        return slots[0]
+    result = {}
+    for name, first in slots[0].items():
+        if not first.is_floating_point():
+            result[name] = first
+        elif not stacked:
+            result[name] = torch.stack([slot[name].double() for slot in slots[: counts[0]]]).mean(0).to(first.dtype)
+        else:
+            rows = [
+                torch.stack([slot[name][row].double() for slot in slots[: max(1, counts[member])]]).mean(0)
+                for row, member in enumerate(range(len(first)) if len(first) > 1 else [0])
+            ]
+            result[name] = torch.stack(rows).to(first.dtype)
+    return result
+
+
+class Optimiser:
+    """``torch.optim.AdamW``, fused, or SGD, with a rate, a decay and a bound on the gradient's norm for each member.
+
+    Args:
+        parameters: those that train, by name, each ``(members, ...)``; or without that axis where there is one alone.
+        pretrained: names of those that have a rate of their own.
+        settings: how to train.
         learning_rate: of each member.
         weight_decay: of each member.
-        gradient_clip: largest norm of one member's gradient over all of its parameters; None is no bound.
+        alone: whether there is one member, without an axis.
     """
 
     def __init__(
         self,
-        parameters: Sequence[torch.Tensor],
+        parameters: State,
+        pretrained: Collection[str],
+        settings: FitSettings,
         learning_rate: Sequence[float],
         weight_decay: Sequence[float],
-        gradient_clip: float | None = None,
+        alone: bool = False,
     ) -> None:
-        self._parameters = list(parameters)
-        self._clip = gradient_clip
+        self._parameters, self._alone = list(parameters.values()), alone
+        self._clip = settings.gradient_clip
         # Neighbours of the same settings are updated as one tensor.
-        settings = list(zip(learning_rate, weight_decay, strict=True))
-        runs = [list(run) for _, run in groupby(range(len(settings)), key=lambda member: settings[member])]
+        own = list(zip(learning_rate, weight_decay, strict=True))
+        runs = [list(run) for _, run in groupby(range(len(own)), key=lambda member: own[member])]
         self._sizes = [len(run) for run in runs]
-        self._views = [parameter.detach().split(self._sizes) for parameter in self._parameters]
-        self._optimiser = torch.optim.AdamW(
-            [
-                {"params": list(views), "lr": settings[run[0]][0], "weight_decay": settings[run[0]][1]}
-                for run, views in zip(runs, zip(*self._views, strict=True), strict=True)
-            ],
-            fused=True,
-        )
+        self._views = [self._split(parameter.detach()) for parameter in self._parameters]
+        apart = settings.pretrained_rate is not None
+        kinds = [apart and name in pretrained for name in parameters]
+        groups = []
+        for number, run in enumerate(runs):
+            rate, decay = own[run[0]]
+            for kind in sorted(set(kinds)):
+                views = [view[number] for view, of in zip(self._views, kinds, strict=True) if of == kind]
+                slow = settings.pretrained_rate if kind else None
+                groups.append({"params": views, "lr": rate if slow is None else slow, "weight_decay": decay})
+        self._optimiser: torch.optim.Optimizer
+        if settings.optimiser == "sgd":
+            self._optimiser = torch.optim.SGD(groups, momentum=settings.momentum)
+        else:
+            self._optimiser = torch.optim.AdamW(groups, fused=True)
+        self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
 
     def state(self) -> State:
         """Return all that later steps depend on."""
@@ -225,29 +239,44 @@ class MemberAdamW:
             for number, views in enumerate(self._views)
             for run, view in enumerate(views)
             for name, value in self._optimiser.state[view].items()
+            if isinstance(value, torch.Tensor)
         }
 
     def load(self, state: State) -> None:
         """Become what :meth:`state` returned."""
-        for number, views in enumerate(self._views):
-            for run, view in enumerate(views):
-                self._optimiser.state[view] = {
-                    name: state[f"{number}/{run}/{name}"].to(view.device) for name in _MOMENTS
-                }
+        for key, value in state.items():
+            number, run, name = key.split("/")
+            view = self._views[int(number)][int(run)]
+            self._optimiser.state[view][name] = value.to(view.device)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter by its gradient, and clear the gradients."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        if self._clip is not None:
-            # As torch.nn.utils.clip_grad_norm_ does.
-            norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
-            factor = (self._clip / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
-            for gradient in gradients:
-                gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
+    def step(self, factor: float = 1.0) -> None:
+        """Update every parameter by its gradient, and clear the gradients.
+
+        Args:
+            factor: what the rates are multiplied by.
+        """
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
+        gradients = [of.grad for of in self._parameters]
+        self._bound([gradient for gradient in gradients if gradient is not None])
         for views, gradient in zip(self._views, gradients, strict=True):
-            for view, own in zip(views, gradient.split(self._sizes), strict=True):
-                view.grad = own
+            for number, view in enumerate(views):
+                view.grad = None if gradient is None else self._split(gradient)[number]
         self._optimiser.step()
         for parameter in self._parameters:
             parameter.grad = None
+
+    def _split(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return views of neighbours of the same settings."""
+        return values[None].split(1) if self._alone else values.split(self._sizes)
+
+    def _bound(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Scale each member's gradient to the largest norm allowed, as ``torch.nn.utils.clip_grad_norm_`` does."""
+        if self._clip is None or not gradients:
+            return
+        axes = [gradient[None] if self._alone else gradient for gradient in gradients]
+        norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in axes])
+        factors = (self._clip / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+        for gradient in axes:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))

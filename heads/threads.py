@@ -23,7 +23,7 @@ class _Stopped(Exception):  # noqa: N818  no error: an end
     """The others stopped, or the user did."""
 
 
-def run(works: Sequence[Work[T]], steps: int, on_progress: OnProgress) -> list[T]:
+def run(works: Sequence[Work[T]], steps: Sequence[int], on_progress: OnProgress) -> list[T]:
     """Do all of some works, as many at a time as torch may use cores, and return their results in order.
 
     Args:
@@ -44,7 +44,7 @@ def run(works: Sequence[Work[T]], steps: int, on_progress: OnProgress) -> list[T
                 raise _Stopped
             with lock:
                 done[number] = steps_done
-                on_progress(sum(done), steps * len(works))
+                on_progress(sum(done), sum(steps))
 
         try:
             report(0)  # stopped before it began

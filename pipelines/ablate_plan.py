@@ -24,6 +24,7 @@ from featcache.files import canonical_json, write_json
 from featcache.manifest import Manifest
 from featcache.memory import available_bytes
 from heads.head import GradientHead, Task
+from heads.order import num_steps
 from pipelines.ablate_spec import Ablation
 from pipelines.run_folders import UNFINISHED, existing_run
 from pipelines.train_heads import Prepared, Preparer
@@ -169,7 +170,8 @@ class _Measure:
         self.work[name] = len(folds)
         if isinstance(head, GradientHead):
             layers = head.layers(len(head.source(task).spec.layers))
-            self.work[name] *= fit.steps * len(layers) * len(fit.learning_rate) * len(fit.weight_decay)
+            steps = sum(num_steps(fit, len(fold.train)) for fold in folds)
+            self.work[name] = steps * len(layers) * len(fit.learning_rate) * len(fit.weight_decay)
             size += 4 * len(folds) * self._num_weights(head, task)
         self.num_bytes[name] = size
 

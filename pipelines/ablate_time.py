@@ -10,6 +10,7 @@ from typing import Any
 from featcache.errors import FeatcacheError
 from heads.fit import fit_each
 from heads.head import GradientHead
+from heads.order import unit_steps
 from pipelines import show
 from pipelines.ablate_plan import Plan
 from pipelines.config import TrainConfig
@@ -73,10 +74,11 @@ def _trial(of: tuple[str, str], several: Sequence[Prepared]) -> dict[tuple[str, 
 
     def timed(steps: int, eval_every: int) -> float:
         started = time.perf_counter()
-        fit_each([(head, replace(fit, steps=steps, eval_every=eval_every)) for head, fit in pairs], task)
+        fit_each([(head, replace(fit, steps=steps, eval_every=eval_every, unit="step")) for head, fit in pairs], task)
         return time.perf_counter() - started
 
     one, all_steps, with_evaluations = timed(1, 1), timed(_STEPS, _STEPS), timed(_STEPS, 1)
     step = max(0.0, all_steps - one) / (_STEPS - 1)
     evaluation = max(0.0, with_evaluations - all_steps) / (_STEPS - 1)
-    return {of: (step + evaluation / pairs[0][1].eval_every) / candidates}
+    every = pairs[0][1].eval_every * unit_steps(pairs[0][1], len(task.folds[0].train))
+    return {of: (step + evaluation / every) / candidates}

@@ -86,7 +86,19 @@ class TrainConfig:
         values = asdict(self)
         for name in ("device", "place"):
             values.pop(name)
+        for section, later in ((values, _LATER), (values["fit"], _LATER_FIT)):
+            for name, default in later.items():
+                if section[name] == default:
+                    del section[name]
         return hashlib.sha256(canonical_json([values, *context])).hexdigest()[:16]
+
+
+_LATER: Mapping[str, Any] = {"votes": "", "start": ""}
+_LATER_FIT: Mapping[str, Any] = {
+    "unit": "step", "accumulate": 1, "average": 1, "optimiser": "adamw", "momentum": 0.9, "halve_from": None,
+    "halve_every": 1, "pretrained_rate": None, "bucketed": False,
+}  # fmt: skip
+"""Settings that came later, and what stood in their place: runs that were trained before them keep their digest."""
 
 
 def seeded(config: TrainConfig, folder: Path, seeds: str | None) -> list[tuple[Path, TrainConfig]]:

@@ -28,6 +28,7 @@ from featcache.extract import resolve_device
 from featcache.files import write_atomically
 from featcache.manifest import Manifest
 from heads.head import OnProgress
+from heads.order import num_steps
 from heads.runs import Run, read_run
 from pipelines import codes, fuse, jobs, probe, project, report, train_heads
 from pipelines.extract import interval_s
@@ -209,7 +210,7 @@ def _at_once(options: Options) -> int:
 
 
 def _steps(training: Training, plan: Plan) -> int:
-    return training.config.fit.steps * len(plan.folds[training.key])
+    return sum(num_steps(training.config.fit, len(fold.train)) for fold in plan.folds[training.key])
 
 
 def _train(

@@ -14,6 +14,7 @@ from featcache.cache import open as open_cache
 from featcache.errors import CacheError, ConfigError, ProtocolError, UnknownNameError
 from featcache.manifest import Manifest, Utterance
 from heads.folds import FoldSet, make_folds
+from heads.order import num_steps
 from pipelines import show
 from pipelines.config import TrainConfig, merge, parse_overrides, read_preset, train_config
 from pipelines.paper import FusionOf, Paper, ProbeOf, RunOf
@@ -267,7 +268,8 @@ def describe(plan: Plan) -> str:
     for key, training in plan.trainings.items():
         fit, folds = training.config.fit, plan.folds[key]
         rows.append(
-            (key, training.preset, f"{fit.steps:,}", str(fit.batch_size), f"{folds.kind} ({len(folds)})",
+            (key, training.preset, f"{fit.steps:,}{' epochs' * (fit.unit == 'epoch')}", str(fit.batch_size),
+             f"{folds.kind} ({len(folds)})",
              _words(training.state), ", ".join(training.config.streams))
         )  # fmt: skip
     for key, probe in plan.probes.items():
@@ -286,7 +288,11 @@ def describe(plan: Plan) -> str:
         lines.append(f"{plan.num_dropped} utterances are left out of every row: a stream lacks them.")
     if plan.num_unlabelled:
         lines.append(f"{plan.num_unlabelled} utterances are left out of every row: they have no label.")
-    steps = sum(len(plan.folds[key]) * training.config.fit.steps for key, training in plan.trainings.items())
+    steps = sum(
+        num_steps(training.config.fit, len(fold.train))
+        for key, training in plan.trainings.items()
+        for fold in plan.folds[key]
+    )
     of_probes = sum(len(plan.folds[one.of.run]) * one.config.fit.steps for one in plan.probes.values())
     lines += [
         f"{len(plan.manifest) - plan.num_unlabelled:,} utterances.",

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from featcache.errors import ConfigError
-from pipelines.config import extract_config, merge, parse_overrides, read_preset, train_config
+from heads.head import FitSettings
+from pipelines.config import TrainConfig, extract_config, merge, parse_overrides, read_preset, train_config
 
 
 def test_later_sources_win_and_options_that_were_not_given_change_nothing() -> None:
@@ -71,3 +72,11 @@ def test_the_digest_names_the_configuration_but_not_the_device() -> None:
     assert plain.digest() == train_config({}, {"device": "cuda"}, []).digest()
     assert plain.digest() != train_config({}, {"drop_unlabelled": True}, []).digest()
     assert plain.digest("one") != plain.digest("other")
+
+
+def test_a_run_trained_before_newer_settings_came_keeps_its_digest() -> None:
+    """Digests that featcache gave when averages, schedules, votes and a start were no settings yet."""
+    assert TrainConfig().digest("x") == "4379d452ead2a7c6"
+    newer = FitSettings(average=2)
+    assert TrainConfig(fit=newer).digest("x") != TrainConfig().digest("x")
+    assert TrainConfig(votes="votes").digest("x") != TrainConfig().digest("x")

@@ -99,7 +99,10 @@ def test_it_trains_as_plain_modules_of_torch_do(bottleneck: int | None) -> None:
     ours.train(True)
     theirs = PlainModel(head, LAYERS, DIM, 3, MELS, SPEAKER, PHONES)
     carry_over(ours.state(0), theirs)
-    optimiser, adam = ours.optimiser([1e-3], [0.0], None), torch.optim.Adam(theirs.parameters(), 1e-3)
+    optimiser, adam = (
+        ours.optimiser(FitSettings(gradient_clip=None), [1e-3], [0.0]),
+        torch.optim.Adam(theirs.parameters(), 1e-3),
+    )
     labels = torch.tensor([0, 2, 1])
     for _ in range(5):
         phones = F.one_hot(torch.randint(0, PHONES, (3, 96)), PHONES).float()

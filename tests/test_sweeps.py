@@ -122,7 +122,7 @@ def test_nothing_is_begun_after_a_training_failed() -> None:
         raise FeatcacheError("at once")
 
     with pytest.raises(FeatcacheError, match="at once"):
-        threads.run([partial(work, number) for number in range(50)], 1, lambda *_: None)
+        threads.run([partial(work, number) for number in range(50)], [1] * 50, lambda *_: None)
     assert len(begun) <= torch.get_num_threads()
 
 
@@ -141,7 +141,7 @@ def test_a_training_that_fails_stops_the_others() -> None:
     torch.set_num_threads(2)
     try:
         with pytest.raises(FeatcacheError, match="this one"):
-            threads.run([good, bad, good], 10**9, lambda done, total: seen.append((done, total)))
+            threads.run([good, bad, good], [10**9] * 3, lambda done, total: seen.append((done, total)))
     finally:
         torch.set_num_threads(cores)
     assert all(total == 3 * 10**9 for _, total in seen)
@@ -156,7 +156,7 @@ def test_results_are_in_order_and_progress_adds_up() -> None:
         return name
 
     works = [lambda report, name=name: work(name, report) for name in "abcde"]
-    assert threads.run(works, 3, lambda done, total: seen.append((done, total))) == list("abcde")
+    assert threads.run(works, [3] * len(works), lambda done, total: seen.append((done, total))) == list("abcde")
     assert seen[-1] == (15, 15)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 

@@ -90,7 +90,7 @@ def test_what_was_done_is_not_done_again(task: Task, tmp_path: Path) -> None:
     seen: list[int] = []
     MeanPool().train(kept, one, lambda done, total: seen.append(done))
     assert seen[0] == 30  # the first fold is there whole
-    assert seen[1] == 30 + 8  # the second goes on from its last evaluation before step 11
+    assert seen[1] == 30 + 11  # the second goes on from its last step that was kept
     assert seen[-1] == 60
 
 

@@ -56,6 +56,10 @@ class LayerMix(GradientHead[StatsInputs]):
         """Return the subset."""
         return layer_subset(self.subset, num_layers, self.kind())
 
+    def of_classes(self) -> str:
+        """Return the last layer's name."""
+        return "3."
+
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh module: ``(batch, layers, dim)`` to logits ``(batch, classes)``."""
         size = dim * (2 if self.std else 1)

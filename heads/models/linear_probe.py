@@ -43,6 +43,10 @@ class LinearProbe(GradientHead[StatsInputs]):
         """Return the layers to try."""
         return chosen_layers(self.layer, num_layers, "linear_probe")
 
+    def of_classes(self) -> str:
+        """Return the last layer's name."""
+        return "1."
+
     def module(self, num_layers: int, dim: int, num_classes: int) -> nn.Module:
         """Return a fresh probe: ``(batch, dim)`` to logits ``(batch, classes)``."""
         size = dim * (2 if self.std else 1)

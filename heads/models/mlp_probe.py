@@ -69,6 +69,10 @@ class MlpProbe(GradientHead["RowInputs"]):
         """Return the arguments of :meth:`module` for a task."""
         return super().shapes(task) | {"frames": self._frames(self.source(task))}
 
+    def of_classes(self) -> str:
+        """Return the last layer's name."""
+        return f"{len(self.hidden) * (1 if _ACTIVATIONS[self.activation] is None else 2)}."
+
     def module(self, num_layers: int, dim: int, num_classes: int, frames: int = 0) -> nn.Sequential:
         """Return a fresh probe: ``(batch, frames * dim)`` to logits ``(batch, classes)``.
 

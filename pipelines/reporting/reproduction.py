@@ -319,7 +319,7 @@ def _runs(plan: Plan, runs: Mapping[str, Run]) -> Grid:
 
 def _fit(config: TrainConfig) -> str:
     rates = " or ".join(f"{rate:g}" for rate in config.fit.learning_rate)
-    return f"{config.fit.steps:,} steps of batch {config.fit.batch_size}, rate {rates}"
+    return f"{config.fit.steps:,} {config.fit.unit}s of batch {config.fit.batch_size}, rate {rates}"
 
 
 def _fused(config: Mapping[str, Any]) -> str:
