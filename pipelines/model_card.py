@@ -104,6 +104,9 @@ def _about(record: Mapping[str, Any], metrics: Metrics, specs: Mapping[str, Stre
     lines += ["", "**Trained on synthetic speech: its results say nothing about people.**"] * bool(
         record.get("synthetic")
     )
+    lines += ["", "**Begun with random weights where trained ones belong: its results are none.**"] * bool(
+        record.get("random_weights")
+    )
     for leak in record.get("allowed_leaks", []):
         lines += ["", f"**Allowed leak, so the results are optimistic: {plain(leak)}**"]
     return "\n".join(lines)

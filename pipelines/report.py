@@ -27,7 +27,7 @@ from pipelines.reporting.folders import find_runs
 from pipelines.reporting.groups import MOST_PAIRED, Group, comparable, make_groups, with_manifests
 from pipelines.reporting.hardest import LONGEST_S, NUM_HARDEST
 from pipelines.reporting.published import beside
-from pipelines.reporting.section import Section, make_section, validation_ua
+from pipelines.reporting.section import Section, by_text, make_section, shown_in_full
 from pipelines.reporting.svg import style
 from pipelines.reporting.varied import by_seed, varied
 
@@ -81,7 +81,7 @@ def run(
     read = _read(found.runs, on_progress)
     together = comparable(read, found.names)
     read = with_manifests(read, together)
-    validation, chosen = _choose(read, details)
+    validation, chosen = shown_in_full(read, details)
     sections = []
     with style():
         for number, (one, name) in enumerate(zip(read, found.names, strict=True), start=1):
@@ -107,16 +107,6 @@ def _read(folders: Sequence[Path], on_progress: Callable[[int, int], None]) -> l
         runs.append(run)
         on_progress(number, 2 * len(folders))
     return runs
-
-
-def _choose(runs: Sequence[Run], details: int) -> tuple[bool, frozenset[int]]:
-    """Return whether validation chose, and the positions of the runs that have a section."""
-    values = [validation_ua(run) for run in runs]
-    known = [value for value in values if value is not None]
-    if len(known) < len(runs):
-        return False, frozenset(range(min(details, len(runs))))
-    order = sorted(range(len(runs)), key=lambda place: -known[place])
-    return True, frozenset(order[:details])
 
 
 def _render(
@@ -151,9 +141,10 @@ def _render(
         varied=varied(runs),
         seeds=by_seed(runs, [section.name for section in sections]),
         unfinished=unfinished,
-        leaks=_by_text({section.name: section.leaks for section in sections}),
-        warnings=_by_text({section.name: section.warnings for section in sections}),
+        leaks=by_text(sections, lambda section: section.leaks),
+        warnings=by_text(sections, lambda section: section.warnings),
         synthetic=[section.name for section in sections if section.synthetic],
+        random=[section.name for section in sections if section.random],
         audio=audio,
         longest_s=LONGEST_S,
         num_bins=NUM_BINS,
@@ -162,15 +153,6 @@ def _render(
         script=Markup(script),  # noqa: S704  ours
         script_digest=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
     )
-
-
-def _by_text(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return each text with the names of the runs that have it."""
-    found: dict[str, list[str]] = {}
-    for name, own in texts.items():
-        for text in own:
-            found.setdefault(text, []).append(name)
-    return found
 
 
 def _template(name: str) -> str:

@@ -12,19 +12,18 @@ Nothing here is chosen on test data, bold type included: it marks the run that v
 the same bytes. Files of the same names are replaced, others stay.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.errors import ConfigError, UnknownNameError
 from featcache.files import write_atomically
-from heads.runs import Run, read_run
+from heads.runs import read_run
 from pipelines.reporting import figure_files, latex, markdown, published, selection
 from pipelines.reporting.facts import Table
 from pipelines.reporting.folders import find_runs
 from pipelines.reporting.groups import Group, comparable, make_groups, with_manifests
-from pipelines.reporting.section import Section, make_section
+from pipelines.reporting.section import Section, by_text, make_section, shown_in_full
 from pipelines.reporting.svg import style
 from pipelines.reporting.tables import Grid
 from pipelines.reporting.varied import by_seed, varied
@@ -123,7 +122,7 @@ def write(
     together = comparable(read, found.names)
     read = with_manifests(read, together)
     album = figure_files.Album(out / "figures", [form for form in forms if form in figure_files.FORMS])
-    chosen = sorted(_detailed(read, details))
+    chosen = sorted(shown_in_full(read, details)[1])
     names = dict(zip(chosen, figure_files.file_names([found.names[place] for place in chosen]), strict=True))
     sections = []
     with style():
@@ -148,15 +147,6 @@ def write(
     return paths
 
 
-def _detailed(runs: Sequence[Run], details: int) -> frozenset[int]:
-    """Return the positions of the runs that are shown in full, as the page chooses them: never by test."""
-    values = [selection.validation_mean(run) for run in runs]
-    places = list(range(len(runs)))
-    if not any(math.isnan(value) for value in values):
-        places.sort(key=lambda place: -values[place])
-    return frozenset(places[:details])
-
-
 def _content(
     title: str,
     sections: Sequence[Section],
@@ -166,6 +156,8 @@ def _content(
 ) -> Content:
     synthetic = [section.name for section in sections if section.synthetic]
     banners = [f"Synthetic speech, not a result on human speech: {some(synthetic, len(sections))}"] if synthetic else []
+    random = [section.name for section in sections if section.random]
+    banners += [f"Random weights, no result: {some(random, len(sections))}"] if random else []
     banners += [f"Allowed leak: {leak}" for leak in _told(sections, lambda section: section.leaks)]
     notes = [f"Group {number}: {group.reason}" for number, group in enumerate(groups, start=1) if group.reason]
     notes += _told(sections, lambda section: section.warnings)
@@ -189,11 +181,7 @@ def _content(
 
 def _told(sections: Sequence[Section], of: Callable[[Section], Sequence[str]]) -> list[str]:
     """Return each text that runs have, once, with the runs that have it."""
-    found: dict[str, list[str]] = {}
-    for section in sections:
-        for text in of(section):
-            found.setdefault(text, []).append(section.name)
-    return [f"{text} ({some(names, len(sections))})" for text, names in found.items()]
+    return [f"{text} ({some(names, len(sections))})" for text, names in by_text(sections, of).items()]
 
 
 def _results(sections: Sequence[Section], groups: Sequence[Group]) -> Block:
@@ -208,6 +196,7 @@ def _results(sections: Sequence[Section], groups: Sequence[Group]) -> Block:
         mean, std = section.run.metrics["mean"], section.run.metrics["std"]
         found = section.interval
         marks = [*(["LEAK"] if section.leaks else []), *(["synthetic"] if section.synthetic else [])]
+        marks += ["random weights"] if section.random else []
         marks += [f"group {group_of[section.ident]}"] if several else []
         rows.append([
             section.name, *(one.values[place] for one in settings),

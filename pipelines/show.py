@@ -201,6 +201,8 @@ def metrics(run: "Run") -> str:
     text = table(rows)
     if (run.config or {}).get("synthetic"):
         text += "\nSynthetic speech: these numbers say nothing of human speech."
+    if (run.config or {}).get("random_weights"):
+        text += "\nRandom weights stand where trained ones belong: these numbers are no result."
     return text
 
 

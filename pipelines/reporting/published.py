@@ -220,10 +220,12 @@ def rows(corpus: str | None = None, classes: int | None = None, modality: Modali
 def corpus_of(run: Run) -> str | None:
     """Return the corpus of a run's utterances: what its manifest says, or what the releases call their recordings.
 
-    Synthetic speech, several corpora and names of no known release give None.
+    Synthetic speech, random weights, several corpora and names of no known release give None.
     """
     utterances = [] if run.manifest is None else list(run.manifest)
-    if (run.config or {}).get("synthetic") or any(one.extra.get("synthetic") for one in utterances):
+    config = run.config or {}
+    synthetic = config.get("synthetic") or any(one.extra.get("synthetic") for one in utterances)
+    if synthetic or config.get("random_weights"):
         return None
     said = [one.extra.get("corpus", one.extra.get("dataset")) for one in utterances]
     if said and all(isinstance(name, str) for name in said):

@@ -1,6 +1,6 @@
 """What the report says of one run, ready for a template. Text is plain here; the template escapes it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,7 @@ class Section:
         folds: kind of the folds where it is known, and their number.
         speaker_independent: ``yes``, ``no`` or ``not stated``.
         synthetic: made from synthetic speech.
+        random: began with random weights where trained ones belong, so that its numbers are no result.
         leaks: protocol errors that were allowed.
         warnings: other findings of the protocol checks.
         num_utterances: utterances that were scored; one scored in several folds counts once.
@@ -75,6 +76,7 @@ class Section:
     folds: str
     speaker_independent: str
     synthetic: bool
+    random: bool
     leaks: Sequence[str]
     warnings: Sequence[str]
     num_utterances: int
@@ -127,6 +129,7 @@ def make_section(run: Run, ident: str, name: str, detailed: bool = True, with_au
         folds=facts.folds(config, len(names)),
         speaker_independent=text(independent) if isinstance(independent, bool) else "not stated",
         synthetic=bool(config.get("synthetic")),
+        random=bool(config.get("random_weights")),
         leaks=leaks,
         warnings=[problem for problem in dict.fromkeys(texts(config.get("problems"))) if problem not in leaks],
         num_utterances=len(set(run.scores.ids)),
@@ -152,6 +155,24 @@ def make_section(run: Run, ident: str, name: str, detailed: bool = True, with_au
 def validation_ua(run: Run) -> float | None:
     """Return the mean UA over folds on validation, a fraction; None where the run kept no validation scores."""
     return None if run.validation_scores is None else evaluate(run.validation_scores)["mean"]["ua"]
+
+
+def shown_in_full(runs: Sequence[Run], most: int) -> tuple[bool, frozenset[int]]:
+    """Return whether validation chose, and the positions of the runs that are shown in full: never chosen by test."""
+    values = [validation_ua(run) for run in runs]
+    known = [value for value in values if value is not None]
+    if len(known) < len(runs):
+        return False, frozenset(range(min(most, len(runs))))
+    return True, frozenset(sorted(range(len(runs)), key=lambda place: -known[place])[:most])
+
+
+def by_text(sections: Sequence[Section], of: Callable[[Section], Sequence[str]]) -> dict[str, list[str]]:
+    """Return each text that runs have with the names of these runs."""
+    found: dict[str, list[str]] = {}
+    for section in sections:
+        for sentence in of(section):
+            found.setdefault(sentence, []).append(section.name)
+    return found
 
 
 def _number(value: object) -> float | None:
