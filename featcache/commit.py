@@ -24,6 +24,7 @@ from featcache.files import sync, write_json
 from featcache.index import FORMAT, Entry, Index, checksum
 from featcache.integrity import part_attributes, part_problems
 from featcache.stream import EXACT_DTYPES, Features, StreamSpec
+from featcache.tuned import RECORD, Tuned, write_tuned
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,23 @@ class StreamWriter:
         backend: plug-in to write with.
         tier: ``"frames"`` or ``"stats"``.
         compress: smaller parts, which cannot be mapped into memory.
+        tuned: what the encoder has learnt from, where it was fine-tuned.
 
     Raises:
         CacheError: the cache cannot be written to.
     """
 
-    def __init__(self, cache: Path, spec: StreamSpec, backend: str, tier: str, compress: bool = False) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        spec: StreamSpec,
+        backend: str,
+        tier: str,
+        compress: bool = False,
+        tuned: Tuned | None = None,
+    ) -> None:
         self.spec = spec
+        self._tuned = tuned
         self.folder = cache / spec.name
         self._backend: Backend = load_backend(backend)
         self._backend_name = backend
@@ -173,7 +184,9 @@ class StreamWriter:
                 self.folder.parent.rmdir()
 
     def write_spec(self) -> None:
-        """Write what decides the stream's numbers, and what made it, unless that is there."""
+        """Write what decides the stream's numbers, what made it and what that has learnt from, unless that is there."""
+        if self._tuned is not None and not (self.folder / RECORD).exists():
+            write_tuned(self.folder / RECORD, self._tuned, self.workplace)
         path = self.folder / "stream.json"
         if not path.exists():
             spec = {**self.spec.identity(), "notes": self.spec.notes}

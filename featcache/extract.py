@@ -18,14 +18,15 @@ from featcache import dtypes
 from featcache.backend import load_backend
 from featcache.cache import Cache, CachedStream, read_spec
 from featcache.catalogue import renew_catalogue
-from featcache.checkpoints import COMPUTE_DTYPES
+from featcache.checkpoints import COMPUTE_DTYPES, resolve
 from featcache.claims import remove_abandoned, workplace
 from featcache.commit import StreamWriter
-from featcache.errors import CacheError, ConfigError
+from featcache.errors import CacheError, CheckpointError, ConfigError
 from featcache.manifest import Manifest
 from featcache.plan import Plan, make_plan
 from featcache.stages import Stages
 from featcache.stream import EXACT_DTYPES, Context, Stream, StreamSpec
+from featcache.tuned import RECORD, SHA256, Tuned
 
 TIERS = ("frames", "stats")
 _SPARE_BYTES = 64 * 2**20
@@ -148,9 +149,16 @@ def _tier(spec: StreamSpec, options: Options) -> str:
 
 
 def different_streams(cache: Path, spec: StreamSpec) -> dict[str, list[str]]:
-    """Return the streams of a spec's kind that a cache holds, each with the lines that make the spec another."""
+    """Return the streams of a spec's kind that a cache holds, each with the lines that make the spec another.
+
+    Those of other folds of one fine-tuning run are left out: they are meant to be others.
+    """
     names = [name for name in Cache(cache) if name.rpartition("-")[0] == spec.kind and name != spec.name]
-    return {name: spec.differences(read_spec(cache / name)) for name in names}
+    others = {name: read_spec(cache / name) for name in names}
+    run, fold = ((spec.checkpoint or {}).get(key) for key in ("tuned", "fold"))
+    told = {name: other.checkpoint or {} for name, other in others.items()}
+    siblings = {name for name in names if run and told[name].get("tuned") == run and told[name].get("fold") != fold}
+    return {name: spec.differences(other) for name, other in others.items() if name not in siblings}
 
 
 def extract(
@@ -212,12 +220,15 @@ def carry_out(
     if not plan.seen:
         summary.others = different_streams(cache, spec)
     unrecorded = any(plan.recorded.get(name) != reason for name, reason in plan.failures.items())
-    spec_is_lost = bool(plan.seen) and not (cache / spec.name / "stream.json").exists()
+    tuned = provenance(stream, spec)
+    folder = cache / spec.name
+    spec_is_lost = bool(plan.seen) and not (folder / "stream.json").exists()
+    spec_is_lost |= bool(plan.seen) and tuned is not None and not (folder / RECORD).exists()
     if plan.parts:
         _check_room(cache, plan)
         device = resolve_device(options.device)
     if plan.parts or unrecorded or spec_is_lost:
-        with StreamWriter(cache, spec, options.backend, _tier(spec, options), options.compress) as writer:
+        with StreamWriter(cache, spec, options.backend, _tier(spec, options), options.compress, tuned) as writer:
             if spec_is_lost:
                 writer.write_spec()
             try:
@@ -237,6 +248,21 @@ def carry_out(
         _renew_catalogue(cache, spec)
     summary.changed = {name: why for name, why in plan.changed.items() if name not in summary.failures}
     return summary
+
+
+def provenance(stream: Stream, spec: StreamSpec) -> Tuned | None:
+    """Return what the encoder behind a stream has learnt from; None where none was fine-tuned by this project.
+
+    Raises:
+        CheckpointError: the checkpoint was fine-tuned, and is another one by now.
+    """
+    wanted = (spec.checkpoint or {}).get(SHA256)
+    if wanted is None:
+        return None
+    tuned = resolve(getattr(stream, "checkpoint"), getattr(stream, "revision", None)).tuned  # noqa: B009
+    if tuned is None or tuned.sha256 != wanted:
+        raise CheckpointError(f"The checkpoint of {spec.name} was changed while it was read. Run the command again.")
+    return tuned
 
 
 def _renew_catalogue(cache: Path, spec: StreamSpec) -> None:

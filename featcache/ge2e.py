@@ -3,7 +3,7 @@
 Source: https://github.com/resemble-ai/Resemblyzer 0.1.4, an implementation of Wan et al. 2018 ("GE2E"), trained on
 VoxCeleb and LibriSpeech: three LSTM layers of 256 units on 40 mels at 10 ms, then a linear layer, ReLU and L2 norm.
 The weights come in its wheel. Everything here is tested to equal the package: the mels bit for bit, the network to
-float32's rounding.
+float32's rounding. Weights that were trained further are saved as a checkpoint folder, see :func:`save_encoder`.
 
 The package itself stays unimported because it pulls in ``scipy.ndimage.morphology``, which SciPy 2 removes, and
 ``pkg_resources``, which setuptools 82 removes. Departure: where :func:`normalise_volume` drives samples beyond full
@@ -12,14 +12,20 @@ scale, they are clipped before voice detection; the package lets them wrap aroun
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.checkpoints import file_sha256, inference
-from featcache.errors import CheckpointError, StreamError
+from featcache import checkpoints
+from featcache.checkpoints import Checkpoint, file_sha256, inference
+from featcache.errors import CheckpointError, ConfigError, StreamError
+from featcache.files import quoted, write_atomically, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE_RATE_HZ = 16000
 HOP = 160
@@ -30,6 +36,24 @@ DIM = 256
 PARTIAL_FRAMES = 160
 """Frames that the encoder was trained on: 1.6 s."""
 
+MODEL_TYPE = "ge2e"
+"""What ``config.json`` of a saved encoder says it is."""
+
+_WEIGHTS_FILE = "model.safetensors"
+_SHAPES = {
+    **{
+        f"lstm.{name}_l{number}": shape
+        for number in range(NUM_LAYERS)
+        for name, shape in (
+            ("weight_ih", (4 * DIM, NUM_MELS if number == 0 else DIM)),
+            ("weight_hh", (4 * DIM, DIM)),
+            ("bias_ih", (4 * DIM,)),
+            ("bias_hh", (4 * DIM,)),
+        )
+    },
+    "linear.weight": (DIM, DIM),
+    "linear.bias": (DIM,),
+}
 _LEAST_RMS = 1e-9  # -180 dBFS; the step of 24-bit audio is 1.2e-7
 _TARGET_DBFS = -30
 _FULL_SCALE = 2**15 - 1
@@ -40,9 +64,18 @@ _PARTIAL_STEP = 77  # frames: the package's rate of 1.3 partials a second
 _LEAST_COVERAGE = 0.75
 
 
-def identity() -> dict[str, str]:
-    """Return what a :class:`~featcache.stream.StreamSpec` records of the checkpoint."""
-    return {"name": "resemblyzer", "weights_sha256": file_sha256(_weights_path())}
+def identity(checkpoint: str | None = None) -> dict[str, str]:
+    """Return what a :class:`~featcache.stream.StreamSpec` records of the weights.
+
+    Args:
+        checkpoint: a folder that :func:`save_encoder` wrote; None is the weights of the wheel.
+
+    Raises:
+        CheckpointError: there are none, or they are of another kind.
+    """
+    if checkpoint is None:
+        return {"name": "resemblyzer", "weights_sha256": file_sha256(_weights_path())}
+    return _resolve(checkpoint).identity()
 
 
 def libraries() -> dict[str, str]:
@@ -73,6 +106,35 @@ def check_signal(samples: np.ndarray) -> None:
 def rms(samples: np.ndarray) -> float:
     """Return the root mean square, computed in float64; full scale is 1."""
     return math.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+
+
+def scaled(samples: np.ndarray, target_rms: float) -> np.ndarray:
+    """Return ``(samples,)`` float32 at a level, up or down.
+
+    Args:
+        samples: ``(samples,)`` at 16 kHz.
+        target_rms: root mean square that they get; full scale is 1.
+
+    Raises:
+        StreamError: as :func:`check_signal`.
+    """
+    check_signal(samples)
+    return (samples.astype(np.float64) * (target_rms / rms(samples))).astype(np.float32)
+
+
+def check_level(target_rms: float) -> None:
+    """Refuse a level that samples cannot be scaled to.
+
+    Raises:
+        ConfigError: it is not a positive number.
+    """
+    if not (math.isfinite(target_rms) and target_rms > 0):
+        raise ConfigError(f"target_rms must be a positive number, such as 0.03, got {target_rms!r}.")
+
+
+def num_frames(num_samples: int) -> int:
+    """Return ``1 + num_samples // 160``; 0 below one window of 400 samples."""
+    return 1 + num_samples // HOP if num_samples >= WINDOW else 0
 
 
 def mel_power(samples: np.ndarray) -> np.ndarray:
@@ -146,37 +208,95 @@ def partials(samples: np.ndarray) -> np.ndarray:
     return np.stack([mels[start : start + PARTIAL_FRAMES] for start in starts])
 
 
+def load_weights(checkpoint: str | None = None) -> "dict[str, torch.Tensor]":
+    """Return the network's weights, by the names that the package gives them: ``lstm.weight_ih_l0``, ``linear.bias``.
+
+    Args:
+        checkpoint: a folder that :func:`save_encoder` wrote; None is the weights of the wheel.
+
+    Raises:
+        CheckpointError: they are missing or not those of this network.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if checkpoint is None:
+        what, path = "resemblyzer", _weights_path()
+        remedy = "Install it again with: pip install --force-reinstall --no-deps resemblyzer"
+    else:
+        what, path = repr(checkpoint), _resolve(checkpoint).folder / _WEIGHTS_FILE
+        remedy = "Save the encoder again."
+    try:
+        if checkpoint is None:
+            weights = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+        else:
+            weights = load_file(path)
+        return _checked(weights)
+    except Exception as error:  # torch and safetensors raise many kinds on a damaged file
+        raise CheckpointError(
+            f"{path.name!r} of {what} does not hold the weights expected ({error}). {remedy}"
+        ) from error
+
+
+def save_encoder(folder: Path, weights: "Mapping[str, torch.Tensor]") -> None:
+    """Write weights as a checkpoint folder, which the setting ``checkpoint`` of ge2e_states takes.
+
+    Args:
+        folder: where; made when missing.
+        weights: as :func:`load_weights` returns them; further ones are left out.
+
+    Raises:
+        CheckpointError: some are missing or of another shape.
+    """
+    from safetensors.torch import save
+
+    try:
+        kept = _checked(weights)
+    except ValueError as error:
+        raise CheckpointError(f"These are no weights of the speaker encoder: {error}.") from error
+    content = save({name: value.detach().cpu().contiguous() for name, value in kept.items()}, {"format": "pt"})
+    write_atomically(folder / _WEIGHTS_FILE, content)
+    write_json(folder / "config.json", {"model_type": MODEL_TYPE})
+
+
+def _checked(weights: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """Return the weights that the network has.
+
+    Raises:
+        ValueError: one is missing or of another shape.
+    """
+    for name, shape in _SHAPES.items():
+        if name not in weights:
+            raise ValueError(f"{name} is missing")
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(f"{name} is of shape {tuple(weights[name].shape)}, not {shape}")
+    return {name: weights[name] for name in _SHAPES}
+
+
 class Encoder:
-    """The network with its published weights, for inference.
+    """The network, for inference.
 
     Args:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        checkpoint: a folder that :func:`save_encoder` wrote; None is the published weights.
 
     Raises:
         CheckpointError: the weights are missing or not those of this network.
     """
 
-    def __init__(self, device: str) -> None:
-        import torch
+    def __init__(self, device: str, checkpoint: str | None = None) -> None:
         from torch import nn
 
-        path = _weights_path()
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
-            layers = []
-            for number in range(NUM_LAYERS):
-                layer = nn.LSTM(NUM_MELS if number == 0 else DIM, DIM, batch_first=True)
-                layer.load_state_dict(
-                    {f"{name[:-1]}0": weights[f"lstm.{name[:-1]}{number}"] for name in layer.state_dict()}
-                )
-                layers.append(layer)
-            linear = nn.Linear(DIM, DIM)
-            linear.load_state_dict({name: weights[f"linear.{name}"] for name in linear.state_dict()})
-        except Exception as error:  # torch raises many kinds on a damaged file
-            raise CheckpointError(
-                f"{path.name!r} of resemblyzer does not hold the weights expected ({error}). Install it again with: "
-                "pip install --force-reinstall --no-deps resemblyzer"
-            ) from error
+        weights = load_weights(checkpoint)
+        layers = []
+        for number in range(NUM_LAYERS):
+            layer = nn.LSTM(NUM_MELS if number == 0 else DIM, DIM, batch_first=True)
+            layer.load_state_dict(
+                {f"{name[:-1]}0": weights[f"lstm.{name[:-1]}{number}"] for name in layer.state_dict()}
+            )
+            layers.append(layer)
+        linear = nn.Linear(DIM, DIM)
+        linear.load_state_dict({name: weights[f"linear.{name}"] for name in linear.state_dict()})
         self._layers = nn.ModuleList(layers).eval().requires_grad_(False).to(device)
         self._linear = linear.eval().requires_grad_(False).to(device)
         self._device = device
@@ -221,6 +341,16 @@ class Encoder:
                 below, _ = layer(below)
             raw = torch.relu(self._linear(below[:, -1]))
             return (raw / torch.linalg.vector_norm(raw, dim=1, keepdim=True)).cpu().numpy()
+
+
+def _resolve(checkpoint: str) -> Checkpoint:
+    found = checkpoints.resolve(checkpoint, need=(_WEIGHTS_FILE,))
+    if (kind := found.config.get("model_type")) != MODEL_TYPE:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint!r} is of type {quoted(kind)}; ge2e_states takes a speaker encoder that "
+            "'featcache finetune' saved, or none for Resemblyzer's own."
+        )
+    return found
 
 
 def _weights_path() -> Path:

@@ -25,7 +25,7 @@ InputKind = Literal["audio", "text", "speech", "cache"]
 DTYPES = ("float16", "float32", "int8")
 """Types that frames can be stored in, as the user chooses."""
 
-EXACT_DTYPES = ("int16", "float64")
+EXACT_DTYPES = ("int16", "int32", "float64")
 """Types of streams whose numbers are ids or times: they decide theirs themselves, and have no stats."""
 
 
@@ -225,13 +225,11 @@ class Stream(ABC):
 
     Attributes:
         input: what an utterance gives: its audio, its text, or both as speech.
-        sample_rate_hz: rate of the audio wanted; of no meaning for text.
         source: kind of the stream that it is made of; None where it is made of the corpus alone.
         title: one line for listings.
     """
 
     input: ClassVar[InputKind] = "audio"
-    sample_rate_hz: ClassVar[int] = 16000
     source: ClassVar[str | None] = None
     title: ClassVar[str]
 
@@ -239,6 +237,11 @@ class Stream(ABC):
     def kind(cls) -> str:
         """Return the public name: the stem of the plug-in's file."""
         return cls.__module__.rpartition(".")[2]
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the audio wanted, which settings may decide; of no meaning for text."""
+        return 16000
 
     def bind(self, context: Context) -> "Stream":
         """Return this stream, knowing where it works: for those made of another stream or of files beside the corpus.

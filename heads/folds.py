@@ -1,39 +1,46 @@
 """Folds: which utterances train, which choose, which are scored.
 
 A test part is a session, a speaker, the values of any manifest column, a corpus's own split, a random
-share, or what a file says. Validation is cut from the training part, never from test: 80/20 at random
-over utterances as SUPERB's emotion task does (https://arxiv.org/abs/2105.01051; here stratified by class,
-there not), or by whole speakers.
-
-Random choices are made by ranking ids by a keyed digest of each, so that a fold depends on the seed and on
-what is in the corpus, and not on the order of the manifest, the platform or the Python release.
+share, or what a file says (:mod:`heads.fold_kinds`). Validation is cut from the training part, never from test: 80/20
+at random over utterances as SUPERB's emotion task does (https://arxiv.org/abs/2105.01051; here stratified by class,
+there not), or by whole speakers. Augmented copies train where their originals do (:mod:`heads.fold_copies`).
 """
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, overload
 
 from featcache.errors import ManifestError, ProtocolError
-from featcache.files import canonical_json
-from featcache.manifest import COLUMNS, Utterance
-from heads.fold_files import PART_NAMES, natural_key, read_folds, save_folds
-from heads.protocol import ALLOWABLE, Fold, Problem, check_folds, shown
+from featcache.manifest import Utterance
+from heads.fold_copies import completed, originals, stripped, with_copies
+from heads.fold_files import natural_key, read_folds, save_folds
+from heads.fold_kinds import (
+    KINDS,
+    leave_one_out,
+    own_split,
+    random_folds,
+    ranking,
+    speaker_dependent,
+    stratified,
+    within,
+)
+from heads.protocol import ALLOWABLE, Fold, Problem, check_folds, refusal, shown, stray_copies
 
-__all__ = ["Fold", "FoldSet", "Problem", "check_folds", "make_folds", "natural_key", "read_folds", "save_folds"]
-
-KINDS: Mapping[str, str] = {
-    "session": "leave one session out",
-    "speaker": "leave one speaker out",
-    "split": "one fold, from the column 'split': train, validation (or dev), test",
-    "column:NAME": "leave out one value of a column",
-    "random:K": "K random folds, stratified by class; speaker-dependent",
-    "PATH": "a JSON file of folds, or a folder of EmoBox's lists",
-}
-"""The kinds of folds that `make_folds` knows, with what each does."""
+__all__ = [
+    "KINDS",
+    "Fold",
+    "FoldSet",
+    "Problem",
+    "check_folds",
+    "make_folds",
+    "natural_key",
+    "ranking",
+    "read_folds",
+    "save_folds",
+]
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,9 @@ def make_folds(
 
     Args:
         utterances: the corpus, such as a `Manifest`.
-        kind: one of `KINDS`: ``session``, ``speaker``, ``split``, ``column:NAME``, ``random:K``, or the path
-            of a folds file.
+        kind: one of `KINDS`: ``session``, ``speaker``, ``split``, ``column:NAME``, ``random:K``,
+            ``stratified:70/20/10``, ``within:KIND``, or the path of a folds file. A file that lists augmented copies
+            is taken at its word; else the copies of all training originals are added to train.
         validation: share of each training part that becomes validation, 0 to below 1, where the folds do not
             bring a validation part of their own; 0 cuts none.
         validation_by: ``utterance`` cuts at random, stratified by class, and leaves every class in train;
@@ -101,7 +109,8 @@ def make_folds(
             speakers that bring every class to validation.
         seed: of the random choices.
         allow: names of errors to let pass, of `heads.protocol.ALLOWABLE`; they stay in `FoldSet.problems`.
-            ``random:K`` allows ``speaker`` by itself: who asks for it asks for speaker-dependent folds.
+            ``random:K``, ``stratified`` and ``within`` allow ``speaker`` by themselves: who asks for one of them asks
+            for speaker-dependent folds.
         drop_unlabelled: leave utterances without a label out, and count them, instead of refusing.
         audio: by id, the digest of an utterance's audio, for as many as are known; with it copies of one recording
             under several names are found.
@@ -115,19 +124,27 @@ def make_folds(
     """
     allowed = _allowed(allow, str(kind))
     _check_validation(validation, validation_by)
-    corpus, unlabelled = _labelled(utterances, drop_unlabelled)
-    folds = _divide(corpus, kind, seed, unlabelled)
+    everything, unlabelled = _labelled(utterances, drop_unlabelled)
+    originals_of = originals(everything)
+    corpus = [utterance for utterance in everything if utterance.id not in originals_of]
+    listed = _divide(corpus, kind, seed, unlabelled, set(originals_of))
+    strays = stray_copies(listed, originals_of)
+    if strays:
+        raise ProtocolError(refusal(f"The folds {str(kind)!r}", strays))
+    folds = [stripped(fold, set(originals_of)) for fold in listed]
     problems: list[Problem] = []
     if "unknown" in allowed:
         problems = [problem for problem in check_folds(folds, corpus) if problem.name == "unknown"]
-        known = {utterance.id for utterance in corpus}
+        known = {utterance.id for utterance in everything}
         folds = [_without({name for ids in fold.parts.values() for name in ids} - known, fold) for fold in folds]
     if validation > 0:
         folds = [fold if fold.validation else _cut(fold, corpus, validation, validation_by, seed) for fold in folds]
-    problems += check_folds(folds, corpus, audio)
+    as_listed = any(name in originals_of for fold in listed for name in fold.train)
+    folds = [with_copies(fold, one, originals_of, as_listed) for fold, one in zip(folds, listed, strict=True)]
+    problems += check_folds(folds, everything, audio)
     errors = [problem for problem in problems if problem.severity == "error" and problem.name not in allowed]
     if errors:
-        raise ProtocolError(_refusal(str(kind), errors))
+        raise ProtocolError(refusal(f"The folds {str(kind)!r}", errors))
     return FoldSet(tuple(folds), str(kind), tuple(problems), len(unlabelled))
 
 
@@ -136,7 +153,7 @@ def _allowed(allow: Collection[str], kind: str) -> frozenset[str]:
     unknown = sorted(names - set(ALLOWABLE))
     if unknown:
         raise ProtocolError(f"Nothing called {shown(unknown)} can be allowed. What can: {', '.join(ALLOWABLE)}.")
-    return names | {"speaker"} if kind.startswith("random:") else names
+    return names | {"speaker"} if speaker_dependent(kind) else names
 
 
 def _check_validation(validation: float, validation_by: str) -> None:
@@ -148,11 +165,12 @@ def _check_validation(validation: float, validation_by: str) -> None:
 
 
 def _labelled(utterances: Iterable[Utterance], drop: bool) -> tuple[list[Utterance], frozenset[str]]:
-    """Return the labelled utterances sorted by id, and the ids of the others."""
+    """Return the labelled utterances sorted by id, copies as their originals are, and the ids of the others."""
     everything = sorted(utterances, key=lambda utterance: utterance.id)
     for one, other in pairwise(everything):
         if one.id == other.id:
             raise ManifestError(f"The id {one.id!r} occurs more than once. Every utterance needs an id of its own.")
+    everything = completed(everything)
     unlabelled = [utterance.id for utterance in everything if not utterance.label]
     if unlabelled and not drop:
         raise ProtocolError(
@@ -166,19 +184,26 @@ def _labelled(utterances: Iterable[Utterance], drop: bool) -> tuple[list[Utteran
     return labelled, frozenset(unlabelled)
 
 
-def _divide(corpus: Sequence[Utterance], kind: str | Path, seed: int, unlabelled: frozenset[str]) -> list[Fold]:
+def _divide(
+    corpus: Sequence[Utterance], kind: str | Path, seed: int, unlabelled: frozenset[str], copies: Set[str] = frozenset()
+) -> list[Fold]:
     """Return folds in natural order, without a validation part unless the kind brings one."""
     name, _, argument = str(kind).partition(":")
     if kind in ("session", "speaker"):
-        return _leave_one_out(corpus, name)
+        return leave_one_out(corpus, name)
     if kind == "split":
-        return [_own_split(corpus)]
+        return [own_split(corpus)]
     if name == "column" and argument:
-        return _leave_one_out(corpus, argument)
+        return leave_one_out(corpus, argument)
     if name == "random" and argument:
-        return _random(corpus, argument, seed)
+        return random_folds(corpus, argument, seed)
+    if name == "stratified" and argument:
+        return [stratified(corpus, argument, seed)]
+    if name == "within" and argument:
+        outer = [stripped(fold, copies) for fold in _divide(corpus, argument, seed, unlabelled, copies)]
+        return within(outer, corpus, seed)
     if isinstance(kind, Path) or kind.endswith(".json") or Path(kind).exists():
-        folds = read_folds(kind, {utterance.id for utterance in corpus})
+        folds = read_folds(kind, {utterance.id for utterance in corpus} | copies)
         return [_without(unlabelled, fold) for fold in folds]
     kinds = "; ".join(f"{known}: {meaning}" for known, meaning in KINDS.items())
     raise ProtocolError(f"There are no folds of the kind {kind!r}, and no such file. Kinds are: {kinds}.")
@@ -187,83 +212,6 @@ def _divide(corpus: Sequence[Utterance], kind: str | Path, seed: int, unlabelled
 def _without(left_out: Set[str], fold: Fold) -> Fold:
     parts = {part: tuple(name for name in ids if name not in left_out) for part, ids in fold.parts.items()}
     return Fold(fold.name, parts["train"], parts["validation"], parts["test"])
-
-
-def _groups(corpus: Sequence[Utterance], column: str) -> dict[str, list[str]]:
-    """Return ids by the value of a column, as text.
-
-    Raises:
-        ProtocolError: utterances without a value.
-    """
-    groups: dict[str, list[str]] = {}
-    missing: list[str] = []
-    for utterance in corpus:
-        value = utterance.column(column)
-        if value is None or not str(value).strip():
-            missing.append(utterance.id)
-        else:
-            groups.setdefault(str(value), []).append(utterance.id)
-    if not groups:
-        extra = sorted({name for utterance in corpus for name in utterance.extra})
-        exist = [name for name in COLUMNS if any(utterance.column(name) is not None for utterance in corpus)] + extra
-        raise ProtocolError(f"No utterance has the column {column!r}. Columns that exist: {', '.join(exist)}.")
-    if missing:
-        raise ProtocolError(
-            f"{len(missing)} of {len(corpus)} utterances have no {column!r} ({shown(missing)}). "
-            "Fill the column in, or take them out of the manifest."
-        )
-    return groups
-
-
-def _leave_one_out(corpus: Sequence[Utterance], column: str) -> list[Fold]:
-    groups = _groups(corpus, column)
-    if len(groups) < 2:
-        value = next(iter(groups))
-        raise ProtocolError(
-            f"All utterances have the same {column!r}, {value!r}: leaving it out leaves no training part."
-        )
-    folds: list[Fold] = []
-    for value in sorted(groups, key=natural_key):
-        test = frozenset(groups[value])
-        train = tuple(utterance.id for utterance in corpus if utterance.id not in test)
-        folds.append(Fold(value, train, (), tuple(groups[value])))
-    return folds
-
-
-def _own_split(corpus: Sequence[Utterance]) -> Fold:
-    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for value, ids in _groups(corpus, "split").items():
-        part = PART_NAMES.get(value.strip().lower())
-        if part is None:
-            raise ProtocolError(
-                f"The column 'split' has the value {value!r} ({len(ids)} utterances, such as {ids[0]!r}). "
-                f"Known: {', '.join(PART_NAMES)}."
-            )
-        parts[part] = sorted(parts[part] + ids)
-    return Fold("split", tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
-
-
-def _random(corpus: Sequence[Utterance], argument: str, seed: int) -> list[Fold]:
-    num_folds = int(argument) if argument.isdecimal() else 0
-    if not 2 <= num_folds <= len(corpus):
-        raise ProtocolError(
-            f"'random:K' needs a whole number K from 2 to the number of utterances ({len(corpus)}), got {argument!r}."
-        )
-    rank = ranking(seed, "random")
-    # Dealt like cards, class after class: each class, and the whole, is spread evenly to within one.
-    dealt = sorted(corpus, key=lambda utterance: (str(utterance.label), rank(utterance.id)))
-    folds: list[Fold] = []
-    for index in range(num_folds):
-        test = {utterance.id for utterance in dealt[index::num_folds]}
-        train = tuple(utterance.id for utterance in corpus if utterance.id not in test)
-        folds.append(Fold(str(index + 1), train, (), tuple(sorted(test))))
-    return folds
-
-
-def ranking(seed: int, *purpose: str) -> Callable[[str], bytes]:
-    """Return a function that gives each text a place in a random order of its own seed and purpose."""
-    key = blake2b(canonical_json([seed, *purpose])).digest()
-    return lambda text: blake2b(text.encode("utf-8"), digest_size=16, key=key).digest()
 
 
 def _cut(fold: Fold, corpus: Sequence[Utterance], share: float, by: str, seed: int) -> Fold:
@@ -315,14 +263,3 @@ def _choose_speakers(train: Sequence[Utterance], share: float, rank: Callable[[s
             "a class out of train. Cut validation by utterance."
         )
     return {utterance.id for utterance in train if utterance.speaker in chosen}
-
-
-def _refusal(kind: str, errors: Sequence[Problem]) -> str:
-    lines = [str(problem) for problem in errors[:10]]
-    if len(errors) > 10:
-        lines.append(f"and {len(errors) - 10} more")
-    nameable = sorted({problem.name for problem in errors if problem.name in ALLOWABLE})
-    if nameable:
-        meanings = "; ".join(f"{name!r} ({ALLOWABLE[name]})" for name in nameable)
-        lines.append(f"Choose other folds, or allow by name what is meant: {meanings}.")
-    return f"The folds {kind!r} cannot give a meaningful result:\n  " + "\n  ".join(lines)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -66,7 +67,48 @@ class Classify(nn.Linear):
         return linear(values, self.weight, self.bias)
 
 
+def inside(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Return which of `num_frames` frames are no padding, ``(batch, frames)``, from ``(batch,)`` frame counts."""
+    return torch.arange(num_frames, device=lengths.device) < lengths[:, None]
+
+
 def masked_mean(frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Average ``(batch, frames, dim)`` over each utterance's own frames to ``(batch, dim)``; padding has no part."""
-    inside = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
-    return (frames * inside[..., None]).sum(1) / lengths[:, None]
+    behind = ~inside(lengths, frames.shape[1])
+    return frames.masked_fill(behind[..., None], 0.0).sum(1) / lengths[:, None]
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation whose statistics are of what is no padding.
+
+    With nothing masked it is ``nn.BatchNorm1d``, running statistics (of the unbiased variance) included. A single row
+    without frames has no variance: in training it is normalised by the running statistics.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
+    def forward(self, values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalise; what is masked is normalised alike, and has no part.
+
+        Args:
+            values: ``(batch, channels, frames)``, or ``(batch, channels)`` without a mask.
+            mask: ``(batch, frames)``, true where there is a frame; None is everywhere.
+        """
+        if not self.training or (mask is None and values[:, 0].numel() < 2):
+            return F.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        if mask is None:
+            return super().forward(values)
+        shown = values.float()  # bfloat16 has too few digits for sums over a batch
+        behind, count = ~mask[:, None], mask.sum()
+        mean = shown.masked_fill(behind, 0.0).sum((0, 2)) / count
+        centred = shown - mean[:, None]
+        variance = centred.square().masked_fill(behind, 0.0).sum((0, 2)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None] + self.bias[:, None]).to(values.dtype)

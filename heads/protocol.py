@@ -26,12 +26,16 @@ _FEW_TELLING = 0.01
 _MANY_AGAIN = 0.5
 """Share of tested utterances that may say a text from training before it is told."""
 
+COPY_OF = "version_of"
+"""The manifest's column that makes an utterance an augmented copy: the id of its original."""
+
 ALLOWABLE: Mapping[str, str] = {
     "speaker": "a speaker is on both sides of a split: the result is speaker-dependent",
     "recording": "a stretch of audio is on both sides of a split",
     "duplicate": "copies of one recording are on both sides of a split",
     "class": "a class is tested but never trained",
     "unknown": "the folds name utterances that the manifest lacks, which are left out",
+    "tuned": "features or first weights have learnt from utterances that are tested",
 }
 """Errors that a caller can allow by name, and what it means to do so."""
 
@@ -63,10 +67,10 @@ class Problem:
     """One finding about a set of folds.
 
     Attributes:
-        name: its kind: ``speaker``, ``recording``, ``duplicate``, ``class``, ``utterance``, ``unknown``, ``empty``,
-            ``name``, ``no-speaker``, ``retested``, ``unused``, ``text`` or ``sentences``; and of a run folder
-            ``trained``, ``selected``, ``unscored``, ``label``, ``other-folds``, ``context`` or ``allowed``
-            (`pipelines.check.check_run`).
+        name: its kind: ``speaker``, ``recording``, ``duplicate``, ``copy``, ``class``, ``utterance``, ``unknown``,
+            ``empty``, ``name``, ``no-speaker``, ``retested``, ``unused``, ``text`` or ``sentences``; ``tuned``, of what
+            is read (`heads.learnt`); and of a run folder ``trained``, ``selected``, ``unscored``, ``label``,
+            ``other-folds``, ``context`` or ``allowed`` (`pipelines.check.check_run`).
         severity: ``error`` or ``warning``.
         fold: the fold it was found in, or None when it is about all of them.
         text: what was found, in words.
@@ -102,12 +106,53 @@ def check_folds(
     problems = _check_set(folds, corpus, named)
     problems += _check_texts(folds, named)
     problems += _check_copies(folds, corpus, copied(named, audio or {}))
+    problems += stray_copies(folds, copy_of(corpus.values()))
     for fold in folds:
         problems += _check_parts(fold, corpus)
         problems += _check_speakers(fold, corpus)
         problems += _check_recordings(fold, spans)
         problems += _check_classes(fold, corpus, classes)
     return problems
+
+
+def copy_of(utterances: Iterable[Utterance]) -> dict[str, str]:
+    """Return the id of each augmented copy to that of the utterance that it is a version of, as the manifest says."""
+    return {one.id: str(one.column(COPY_OF)) for one in utterances if one.column(COPY_OF)}
+
+
+def stray_copies(folds: Sequence[Fold], originals_of: Mapping[str, str]) -> list[Problem]:
+    """Return the augmented copies that are chosen on or scored, or train where their original does not."""
+    problems: list[Problem] = []
+    for fold in folds if originals_of else ():
+        for part in ("validation", "test"):
+            found = sorted(name for name in fold.parts[part] if name in originals_of)
+            if found:
+                text = (
+                    f"{len(found)} augmented copies are in {part}, such as {found[0]!r}, a version of "
+                    f"{originals_of[found[0]]!r}; copies are for training alone"
+                )
+                problems.append(Problem("copy", "error", fold.name, text))
+        train = set(fold.train)
+        found = sorted(name for name in train if name in originals_of and originals_of[name] not in train)
+        if found:
+            text = (
+                f"{len(found)} augmented copies are in train without their original, such as {found[0]!r}, a version "
+                f"of {originals_of[found[0]]!r}"
+            )
+            problems.append(Problem("copy", "error", fold.name, text))
+    return problems
+
+
+def refusal(what: str, errors: Sequence[Problem]) -> str:
+    """Return the sentence that refuses folds: what is wrong, and what of it could be allowed."""
+    lines = [str(problem) for problem in errors[:10]]
+    if len(errors) > 10:
+        lines.append(f"and {len(errors) - 10} more")
+    nameable = sorted({problem.name for problem in errors if problem.name in ALLOWABLE})
+    if nameable:
+        meanings = "; ".join(f"{name!r} ({ALLOWABLE[name]})" for name in nameable)
+        lines.append(f"Choose other folds, or allow by name what is meant: {meanings}.")
+    return f"{what} cannot give a meaningful result:\n  " + "\n  ".join(lines)
 
 
 def shown(items: Sequence[str], limit: int = 3) -> str:
@@ -144,7 +189,8 @@ def _check_set(folds: Sequence[Fold], corpus: Mapping[str, Utterance], named: Se
         text = f"{len(retested)} utterances are tested in more than one fold ({shown(retested)})"
         problems.append(Problem("retested", "warning", None, text + "; pooled results count them again"))
     used = {utterance.id for utterance in named}
-    unused = sorted(name for name in corpus if name not in used)
+    # A copy trains where its original does, and nowhere else.
+    unused = sorted(name for name in corpus if name not in used and not corpus[name].column(COPY_OF))
     if unused and folds:
         text = f"{len(unused)} of {len(corpus)} utterances are in no fold ({shown(unused)})"
         problems.append(Problem("unused", "warning", None, text))

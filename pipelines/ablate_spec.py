@@ -95,7 +95,7 @@ class Fusion:
         label: the name without the seed.
         seed: which of the spec's seeds; None where it has none.
         runs: names of the runs.
-        weights: one a run, with commas between, or ``search`` or ``stack``.
+        weights: one a run, with commas between, or ``search``, ``stack`` or ``joint``.
         options: how it is made beside that.
     """
 
@@ -333,12 +333,12 @@ def _weights(values: Mapping[str, Any], where: str, members: Mapping[str, None])
     if len(members) < 2:
         raise ConfigError(f"{where} needs two or more runs, and there is {listed(members)}.")
     weights = values.get("weights", [1] * len(members))
-    if weights in ("search", "stack"):
+    if weights in ("search", "stack", "joint"):
         return str(weights)
     numbers = weights.split(",") if isinstance(weights, str) else weights
     if not isinstance(numbers, list) or len(numbers) != len(members):
         raise ConfigError(
-            f"{where}.weights is search, stack, or a number for each of its {len(members)} runs "
+            f"{where}.weights is search, stack, joint, or a number for each of its {len(members)} runs "
             f"({listed(members)}); got {quoted(weights)}."
         )
     try:

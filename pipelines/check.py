@@ -18,11 +18,14 @@ from featcache.errors import ConfigError, FeatcacheError, ProtocolError
 from featcache.files import listed
 from featcache.manifest import Manifest, Utterance
 from heads.duplicates import copied
+from heads.fold_copies import completed, originals
 from heads.fold_files import natural_key, read_folds
 from heads.folds import make_folds
+from heads.learnt import Audio, check_learnt
 from heads.protocol import Fold, Problem, check_folds, shown
 from heads.runs import Run, read_run
 from heads.scores import Scores
+from pipelines.provenance import LEARNT, audio_of_run, read_learnt
 from pipelines.reporting.details import read_candidates
 from pipelines.reporting.wording import texts
 
@@ -65,6 +68,14 @@ def _check_manifest(
 ) -> list[str]:
     on_line(f"{len(manifest)} utterances")
     problems, digests = _check_inputs(manifest, on_line)
+    try:
+        copies_of = originals(manifest)
+        manifest = Manifest(completed(list(manifest)), manifest.folder)
+    except ProtocolError as error:
+        on_line(f"  {error}")
+        return [*problems, str(error)]
+    if copies_of:
+        on_line(f"  {len(copies_of)} are augmented copies of {len(set(copies_of.values()))} others, for training alone")
     for column in ("label", "speaker", "session", "text"):
         lacking = sum(not utterance.column(column) for utterance in manifest)
         if lacking > 0:
@@ -143,6 +154,7 @@ def check_run(run: Run) -> list[Problem]:
     - ``label``: what a scored utterance is labelled, or the order of classes, is not what the run was made with.
     - ``other-folds``, a warning: a fusion's weights were found on test scores of other folds.
     - ``context``, a warning: scores depend on what was taken of several utterances, tested ones among them.
+    - ``tuned``: a fine-tuned encoder that it read, or a run that it began with, has learnt from what is scored.
 
     Args:
         run: the run, as `heads.runs.read_run` gives it.
@@ -162,6 +174,7 @@ def check_run(run: Run) -> list[Problem]:
         ids = sorted({name for fold in folds for part in fold.parts.values() for name in part})
         problems += check_folds(folds, run.manifest or [Utterance(name) for name in ids])
         problems += _check_scored(run.scores, folds)
+    problems += _check_learnt(run, folds)
     told = {str(problem) for problem in problems}
     problems += [
         Problem("allowed", "error", None, text) for text in texts(config.get("allowed_leaks")) if text not in told
@@ -183,6 +196,19 @@ def check_run(run: Run) -> list[Problem]:
             "has no such thing"
         )
         problems.append(Problem("context", "warning", None, text))
+    return problems
+
+
+def _check_learnt(run: Run, folds: Sequence[Fold]) -> list[Problem]:
+    """Hold what had learnt before the run was trained against what it scored."""
+    sources = read_learnt(run.folder)
+    audio = audio_of_run(run.folder) if sources else Audio()
+    problems = check_learnt(folds, sources, run.manifest or (), audio)
+    streams = (run.config or {}).get("fold_streams")
+    lacking = sorted({fold.name for fold in folds} - set(sources), key=natural_key) if streams else []
+    if lacking:
+        text = f"{LEARNT!r} does not say what the encoders of the folds {shown(lacking)} have learnt from"
+        problems.append(Problem("tuned", "error", None, text))
     return problems
 
 

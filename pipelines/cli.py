@@ -14,7 +14,16 @@ from typing import Annotated, Any
 import typer
 
 from featcache.errors import FeatcacheError
-from pipelines import cli_ablate, cli_alignment, cli_codes, cli_compare, cli_reproduce, cli_runs
+from pipelines import (
+    cli_ablate,
+    cli_alignment,
+    cli_augment,
+    cli_codes,
+    cli_compare,
+    cli_finetune,
+    cli_reproduce,
+    cli_runs,
+)  # fmt: skip
 from pipelines.options import (
     PARTLY,
     CacheArg,
@@ -70,7 +79,9 @@ def check(
     folds: Annotated[
         str | None,
         typer.Option(
-            "--folds", help="Check these folds too: session, speaker, split, column:NAME, random:K or a file."
+            "--folds",
+            help="Check these folds too: session, speaker, split, column:NAME, random:K, stratified:70/20/10, "
+            "within:KIND or a file.",
         ),
     ] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
@@ -201,7 +212,9 @@ def train_heads(
     folds: Annotated[
         str | None,
         typer.Option(
-            "--folds", help="session, speaker, split, column:NAME, random:K or a file.", show_default="session"
+            "--folds",
+            help="session, speaker, split, column:NAME, random:K, stratified:70/20/10, within:KIND or a file.",
+            show_default="session",
         ),
     ] = None,
     validation: Annotated[
@@ -276,7 +289,8 @@ def fuse(
         str,
         typer.Option(
             "--weights",
-            help="One weight a run, such as 0.6,1.0; or search: the best for each fold; or stack: a learned model.",
+            help="One weight a run, such as 0.6,1.0; or search: the best for each fold; or stack: a learned model; or "
+            "joint: a linear layer on each run's probabilities, summed.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
@@ -285,12 +299,13 @@ def fuse(
         str | None,
         typer.Option(
             "--search-on",
-            help="What search and stack look at: the fold's validation scores, or the test scores of other-folds.",
+            help="What search, stack and joint look at: the fold's validation scores, or test scores of other-folds.",
             show_default="validation",
         ),
     ] = None,
     select_by: Annotated[
-        str | None, typer.Option("--select-by", help="What search and stack aim at: ua or wa.", show_default="ua")
+        str | None,
+        typer.Option("--select-by", help="What search, stack and joint aim at: ua or wa.", show_default="ua"),
     ] = None,
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Standardise each run's scores by its validation scores first.")
@@ -347,7 +362,9 @@ def report(
     typer.echo(f"Wrote {out}.")
 
 
-for more in (cli_ablate, cli_compare, cli_runs, cli_alignment, cli_codes, cli_reproduce):
+for more in (
+    cli_augment, cli_finetune, cli_ablate, cli_compare, cli_runs, cli_alignment, cli_codes, cli_reproduce,
+):  # fmt: skip
     app.add_typer(more.app)
 
 

@@ -20,6 +20,12 @@ def reproduce(
     cache: CacheOpt = Path("cache"),
     out: Annotated[Path, typer.Option("--out", help="Folder for the runs and the tables.")] = Path("runs/paper"),
     demo: Annotated[bool, typer.Option("--demo", help="Run small forms that need no download and no GPU.")] = False,
+    laptop: Annotated[
+        bool, typer.Option("--laptop", help="Run the forms with real weights that need no download and no GPU.")
+    ] = False,
+    extract: Annotated[
+        bool, typer.Option("--extract", help="Extract first what the rows read and the cache lacks.")
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -29,7 +35,9 @@ def reproduce(
     folds: Annotated[
         str | None,
         typer.Option(
-            "--folds", help="session, speaker, split, column:NAME, random:K or a file.", show_default="the paper's"
+            "--folds",
+            help="session, speaker, split, column:NAME, random:K, stratified:70/20/10, within:KIND or a file.",
+            show_default="the paper's",
         ),
     ] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
@@ -61,27 +69,34 @@ def reproduce(
     What is done is not done again: the same command goes on where it stopped.
     """
     values = {
-        "demo": demo, "jobs": jobs, "folds": folds, "allow": tuple(allow or ()), "streams": tuple(stream or ()),
-        "settings": tuple(settings or ()), "missing": missing, "drop_unlabelled": drop_unlabelled,
-        "skip_missing": skip_missing, "device": device or "auto", "overwrite": overwrite,
+        "demo": demo, "laptop": laptop, "jobs": jobs, "folds": folds, "allow": tuple(allow or ()),
+        "streams": tuple(stream or ()), "settings": tuple(settings or ()), "missing": missing,
+        "drop_unlabelled": drop_unlabelled, "skip_missing": skip_missing, "device": device or "auto",
+        "overwrite": overwrite,
     }  # fmt: skip
-    raise typer.Exit(_run(paper, manifest, cache, out, values, dry_run))
+    raise typer.Exit(_run(paper, manifest, cache, out, values, extract, dry_run))
 
 
-def _run(paper: str, manifest: Path, cache: Path, out: Path, values: dict[str, Any], dry_run: bool) -> int:
+def _run(
+    paper: str, manifest: Path, cache: Path, out: Path, values: dict[str, Any], extract: bool, dry_run: bool
+) -> int:
     from tqdm import tqdm
 
     from featcache.manifest import Manifest
     from featcache.settings import build
     from pipelines import reproduce as pipeline
     from pipelines import reproduce_plan as planning
+    from pipelines import reproduce_show
     from pipelines.paper import read_paper
     from pipelines.reporting import tables
 
     options = build(planning.Options, values, "reproduce")
-    plan = planning.make_plan(read_paper(paper), Manifest.read(manifest), cache, out, options)
+    utterances, read = Manifest.read(manifest), read_paper(paper)
+    if extract and not dry_run:
+        pipeline.extract(read, utterances, cache, options, partial(tqdm.write, file=sys.stderr))
+    plan = planning.make_plan(read, utterances, cache, out, options)
     if dry_run:
-        typer.echo(planning.describe(plan))
+        typer.echo(reproduce_show.describe(plan))
         return PARTLY if plan.missing and not options.skip_missing else 0
     done = pipeline.run(plan, options, partial(tqdm.write, file=sys.stderr))
     typer.echo(tables.text(done.document))

@@ -53,6 +53,7 @@ class TrainConfig:
         drop_unlabelled: leave utterances without a label out, instead of refusing.
         votes: the manifest's column of votes, class to number, whose shares the loss aims at in place of the label
             (soft labels); empty aims at the label.
+        copies: whether augmented copies train beside their originals.
         start: folder of a run whose weights each fold's training begins with; empty begins at random.
         device: where training runs.
         place: where the frames that a head reads are held: ``memory`` (of the device), ``disk``, or ``auto``, which is
@@ -71,6 +72,7 @@ class TrainConfig:
     label: str = "label"
     drop_unlabelled: bool = False
     votes: str = ""
+    copies: bool = True
     start: str = ""
     device: str = "auto"
     place: Place = "auto"
@@ -93,7 +95,7 @@ class TrainConfig:
         return hashlib.sha256(canonical_json([values, *context])).hexdigest()[:16]
 
 
-_LATER: Mapping[str, Any] = {"votes": "", "start": ""}
+_LATER: Mapping[str, Any] = {"votes": "", "copies": True, "start": ""}
 _LATER_FIT: Mapping[str, Any] = {
     "unit": "step", "accumulate": 1, "average": 1, "optimiser": "adamw", "momentum": 0.9, "halve_from": None,
     "halve_every": 1, "pretrained_rate": None, "bucketed": False,
@@ -225,6 +227,7 @@ def extract_config(
     """
     section = dict(preset.get("extract") or {})
     known = dict(section.pop("streams", None) or {})
+    known = {name: settings for name, settings in known.items() if "@" not in name}  # of encoders fine-tuned meanwhile
     wanted = {name: dict(known.get(name) or {}) for name in (streams or known)}
     if not wanted:
         from featcache import registry

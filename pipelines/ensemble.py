@@ -24,6 +24,8 @@ Weights = list[float] | dict[str, list[float]]
 Rows = dict[str, tuple[list[int], np.ndarray]]
 """Fold to positions of utterances, and their class probabilities ``(utterances, classes)``."""
 
+_LEARNED = {"stack": "stacking", "joint": "joint linear layers"}
+
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -61,8 +63,8 @@ def gather(folders: Sequence[Path], weights: str | None) -> Ensemble:
 
 
 def _fusion(folder: Path, record: Mapping[str, Any]) -> Ensemble:
-    if record.get("standardise") or record.get("weights") == "stack":
-        what = "standardised scores" if record.get("standardise") else "stacking"
+    if record.get("standardise") or record.get("weights") in ("stack", "joint"):
+        what = "standardised scores" if record.get("standardise") else _LEARNED[str(record["weights"])]
         raise ConfigError(
             f"{str(folder)!r} is a fusion by {what}, which predict does not do for new utterances. Name the runs that "
             "it is made of, with --with and --weights."

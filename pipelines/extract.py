@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from featcache.manifest import Manifest
 from featcache.plan import Plan
 from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
+from featcache.tuned import PROVENANCE, fold_checkpoints
 from pipelines import devices
 from pipelines.config import ExtractConfig
 
@@ -43,7 +44,8 @@ class Planned:
 def load_streams(config: ExtractConfig, manifest: Manifest, cache: Path) -> list[Stream]:
     """Return the streams of a configuration, with their settings checked and their checkpoints found.
 
-    A stream that is made of another one comes after it; it is checked when its turn comes.
+    A stream that is made of another one comes after it; it is checked when its turn comes. Where a checkpoint is a
+    folder of fine-tuned ones, such as ``RUN/encoders``, there is a stream for each of its folds.
 
     Raises:
         UnknownNameError: no such stream.
@@ -53,14 +55,28 @@ def load_streams(config: ExtractConfig, manifest: Manifest, cache: Path) -> list
     streams = []
     specs: dict[str, StreamSpec] = {}
     for name, settings in config.streams.items():
-        stream = build(registry.load("featcache.streams", name, Stream), settings, f"stream {name}")
-        if stream.source is None:
-            specs[stream.kind()] = _spec(stream, config, manifest, cache)
-        streams.append(stream)
+        plugin = registry.load("featcache.streams", name, Stream)
+        for each in by_fold(settings):
+            stream = build(plugin, each, f"stream {name}")
+            if stream.source is None:
+                specs[stream.kind()] = _spec(stream, config, manifest, cache)
+            streams.append(stream)
     for stream in streams:
         if stream.source in specs:
             stream.check_source(specs[stream.source])
     return sorted(streams, key=lambda stream: stream.source is not None)
+
+
+def by_fold(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return settings as they are; or one for each fold, where the checkpoint is a folder of fine-tuned ones.
+
+    Raises:
+        CheckpointError: what one of them has learnt from is damaged.
+    """
+    checkpoint = settings.get("checkpoint")
+    folder = Path(checkpoint).expanduser() if isinstance(checkpoint, str) else None
+    found = fold_checkpoints(folder) if folder is not None and folder.is_dir() else {}
+    return [{**settings, "checkpoint": str(path)} for path in found.values()] or [settings]
 
 
 def _spec(stream: Stream, config: ExtractConfig, manifest: Manifest, cache: Path) -> StreamSpec:
@@ -159,6 +175,13 @@ def interval_s() -> float:
     return 0.1 if sys.stderr.isatty() else 30.0
 
 
+def _title(stream: Stream) -> str:
+    """Return what a bar calls a stream: its kind, and the fold of a fine-tuned checkpoint."""
+    checkpoint = getattr(stream, "checkpoint", None)
+    fine_tuned = isinstance(checkpoint, str) and (Path(checkpoint) / PROVENANCE).is_file()
+    return f"{stream.kind()} of {Path(str(checkpoint)).name}" if fine_tuned else stream.kind()
+
+
 class _Interrupts:
     """Holds Ctrl-C and SIGTERM back until the batch in hand is done; a second one interrupts at once.
 
@@ -200,7 +223,7 @@ class _Bar:
     """A progress bar: utterances, hours of audio, speed against real time, time left."""
 
     def __init__(self, stream: Stream) -> None:
-        self._name = stream.kind()
+        self._name = _title(stream)
         self._bar: tqdm | None = None
         self._checking = tqdm(
             desc=f"{self._name}: comparing inputs", unit=" utt", file=sys.stderr, leave=False, delay=2

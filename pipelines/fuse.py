@@ -6,8 +6,8 @@ The folder holds, beside ``scores.csv``, ``validation_scores.csv``, ``metrics.js
   ``utterances``, ``ua``, ``wa`` and ``log_loss``;
 * ``fusion_curve.csv``, of a search with two runs: ``fold``, ``weight`` of the second run (the first has the rest to
   1), ``search_ua`` and ``search_wa``, and, for readers, ``test_ua`` and ``test_wa``;
-* ``fusion_coefficients.csv``, of stacking: ``fold``, ``class`` whose score is made, ``run`` and ``score_of`` that a
-  ``coefficient`` is for; both are empty for the intercept.
+* ``fusion_coefficients.csv``, of stacking and of joint layers: ``fold``, ``class`` whose score is made, ``run`` and
+  ``score_of`` that a ``coefficient`` is for; both are empty for the intercept.
 
 Metrics are fractions.
 """
@@ -27,6 +27,7 @@ from featcache.files import write_atomically
 from featcache.manifest import Manifest
 from heads.fusion import Fused, Space, fuse_runs
 from heads.fusion_data import SearchOn, SelectBy
+from heads.fusion_joint import WEIGHT_DECAY, join_runs
 from heads.fusion_search import Searched, search_runs
 from heads.fusion_stack import COST, Stacked, stack_runs
 from heads.runs import Run, read_run, write_run
@@ -37,6 +38,8 @@ from pipelines.run_folders import FUSED, FUSION_FILES, TENSORBOARD, TRAINING_FIL
 _SPACES: dict[str, Space] = {"prob": "prob", "log": "log"}
 _SEARCHED: dict[str, SearchOn] = {"validation": "validation", "other-folds": "other-folds"}
 _METRICS: dict[str, SelectBy] = {"ua": "ua", "wa": "wa"}
+_FOUND = ("search", "stack", "joint")
+"""Weights that are not given but found, on what --search-on says."""
 _Choice = TypeVar("_Choice")
 _Rows = list[dict[str, Any]]
 
@@ -57,28 +60,34 @@ def run(
     Args:
         folders: runs over the same utterances; a ``scores.csv`` is enough, but not to search on validation.
         weights: one a run, separated by commas; or ``"search"``, for the best weights of each fold; or ``"stack"``,
-            for a logistic regression in their place.
+            for a logistic regression in their place; or ``"joint"``, for a linear layer on each run's probabilities.
         out: run folder to write.
         space: ``"prob"`` or ``"log"``.
         standardise: standardise each run's scores by its validation scores first.
         overwrite: replace another run in `out`.
         on_message: called with a sentence for each thing worth knowing.
         search_on: ``"validation"``, the fold's own validation scores (the default), or ``"other-folds"``, the test
-            scores of the other folds; for ``search`` and ``stack``.
-        select_by: ``"ua"`` (the default) or ``"wa"``; for ``search`` and ``stack``.
+            scores of the other folds; for weights that are found.
+        select_by: ``"ua"`` (the default) or ``"wa"``; for weights that are found.
 
     Raises:
         ConfigError: an option that does not exist or does not fit the others, weights that are not numbers or not one
             a run, or `out` is a file or holds a run already.
         ScoresError: runs that do not fit together, or nothing to search on.
     """
-    numbers = None if weights in ("search", "stack") else _numbers(weights)
+    numbers = None if weights in _FOUND else _numbers(weights)
     chosen = _choose(_SPACES, space, "--space")
     on = _choose(_SEARCHED, search_on or "validation", "--search-on")
     by = _choose(_METRICS, select_by or "ua", "--select-by")
     if numbers is not None and (search_on or select_by):
         option = "--search-on" if search_on else "--select-by"
-        raise ConfigError(f"{option} is for --weights search or stack, and here the weights are given. Leave it out.")
+        raise ConfigError(
+            f"{option} is for --weights search, stack or joint; here the weights are given. Leave it out."
+        )
+    if weights == "joint" and (standardise or space != "prob"):
+        raise ConfigError(
+            "--weights joint takes probabilities as they are: leave --space and --standardise out, or use stack."
+        )
     check_folder(out)
     if (out / "scores.csv").exists() and not overwrite:
         raise ConfigError(f"{str(out)!r} holds a run already. Give another --out, or --overwrite to replace it.")
@@ -92,9 +101,14 @@ def run(
     elif weights == "search":
         found = search_runs(runs, space=chosen, standardise=standardise, search_on=on, select_by=by)
         fused, record, tables = found.fused, _searched(found, _names(runs)), _search_tables(found, _names(runs))
-    else:
+    elif weights == "stack":
         learned = stack_runs(runs, space=chosen, standardise=standardise, search_on=on, select_by=by)
-        fused, record, tables = learned.fused, _stacked(learned), _stack_tables(learned, _names(runs))
+        how = f"L2, C = {COST:g}, on columns of standard deviation 1"
+        fused, record, tables = learned.fused, _stacked(learned, weights, how), _stack_tables(learned, _names(runs))
+    else:
+        learned = join_runs(runs, search_on=on, select_by=by)
+        how = f"weight decay {WEIGHT_DECAY:g} of all weights and biases, beside the mean cross-entropy"
+        fused, record, tables = learned.fused, _stacked(learned, weights, how), _stack_tables(learned, _names(runs))
     if numbers is None:
         record |= {"searched_on": on, "selected_by": by}
     _tell(fused, record, on, on_message)
@@ -108,7 +122,7 @@ def _numbers(weights: str) -> list[float]:
         return [float(text) for text in weights.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--weights takes numbers separated by commas, such as 0.6,1.0, or search, or stack; got {weights!r}."
+            f"--weights takes numbers separated by commas, such as 0.6,1.0, or search, stack or joint; got {weights!r}."
         ) from None
 
 
@@ -136,6 +150,7 @@ def _common(runs: Sequence[Run], out: Path) -> dict[str, Any]:
         "fused_digests": [config.get("digest") for config in configs],
         "speaker_independent": all(config.get("speaker_independent") for config in configs),
         "synthetic": any(config.get("synthetic") for config in configs),
+        "random_weights": any(config.get("random_weights") for config in configs),
         "allowed_leaks": [leak for config in configs for leak in config.get("allowed_leaks", [])],
     }
 
@@ -153,11 +168,11 @@ def _searched(found: Searched, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _stacked(found: Stacked) -> dict[str, Any]:
+def _stacked(found: Stacked, method: str, regularisation: str) -> dict[str, Any]:
     return {
-        "weights": "stack",
-        "method": "stack",
-        "regularisation": f"L2, C = {COST:g}, on columns of standard deviation 1",
+        "weights": method,
+        "method": method,
+        "regularisation": regularisation,
         "validation_scores_were_searched_on": found.validation_decided,
         "on_search": {one.fold: asdict(one.on_search) for one in found.folds},
         "unseen_classes": {one.fold: list(one.unseen) for one in found.folds if one.unseen},

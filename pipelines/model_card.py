@@ -7,13 +7,13 @@ same bytes.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import yaml
 
 from featcache.manifest import Manifest
 from featcache.stream import StreamSpec
+from heads.fold_kinds import plain_kind
 from heads.folds import Fold
 from heads.metrics import Metrics
 
@@ -146,8 +146,7 @@ def _protocol(record: Mapping[str, Any], folds: Sequence[Fold], manifest: Manife
         named = f" (corpus: {', '.join(map(plain, corpora))})" if corpora else ""
         lines.append(f"- Data: {record['num_utterances']} utterances{known}{named}.")
     if record.get("folds"):
-        kind = str(record["folds"])
-        kind = kind if kind.startswith("column:") else PurePath(kind).name  # of a file, no folders of this machine
+        kind = plain_kind(str(record["folds"]))
         told = f"{plain(kind)} ({_FOLDS[kind]})" if kind in _FOLDS else plain(kind)
         lines.append(f"- Folds: {told}; {len(folds) or 'unknown'} of them.")
     independent = record.get("speaker_independent")
@@ -180,7 +179,7 @@ def _streams(specs: Mapping[str, StreamSpec]) -> list[str]:
 
 
 def _use(record: Mapping[str, Any], specs: Mapping[str, StreamSpec]) -> list[str]:
-    fused_by_weights = record.get("head") == "fusion" and record.get("weights") != "stack"
+    fused_by_weights = record.get("head") == "fusion" and record.get("weights") not in ("stack", "joint")
     if not (specs or fused_by_weights) or record.get("standardise"):
         return []
     texts = [spec for spec in specs.values() if spec.input == "text"]

@@ -85,13 +85,19 @@ class RunOf:
     Attributes:
         preset: the paper's form: a preset's name, or a YAML file beside the paper's.
         demo: a small form; None where there is none.
+        laptop: a form that needs no download, whose weights are real all the same; None where there is none.
         train: what differs from the preset's section ``train``.
+        start: key of the run whose folds' weights it begins with; empty begins at random.
+        folds: its folds, where they are not the preset's: ``within:session`` divides the training part of each fold.
         notes: names of notes on it.
     """
 
     preset: str
     demo: str | None = None
+    laptop: str | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
+    start: str = ""
+    folds: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -101,14 +107,18 @@ class FusionOf:
 
     Attributes:
         runs: keys of the runs.
-        weights: one a run, separated by commas; or ``search`` or ``stack``, on validation.
+        weights: one a run, separated by commas; or ``search``, ``stack`` or ``joint``, on validation.
         select_by: what a search aims at.
+        space: whether probabilities are fused or their logarithms.
+        standardise: standardise each run's scores by its validation scores first.
         notes: names of notes on it.
     """
 
     runs: tuple[str, ...]
     weights: str
     select_by: Literal["ua", "wa"] = "ua"
+    space: Literal["prob", "log"] = "prob"
+    standardise: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -140,6 +150,7 @@ class Row:
         run: key of what is computed; None where it is another work's.
         cited: whether it is another work's, cited by the paper.
         paper: metric of this project to what the paper prints; empty where the row is not in the paper.
+        parameters: how many the paper says that the model has; None where it does not say.
         notes: names of notes on it.
     """
 
@@ -147,6 +158,7 @@ class Row:
     run: str | None = None
     cited: bool = False
     paper: Mapping[str, Numbers] = field(default_factory=dict)
+    parameters: float | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -194,7 +206,7 @@ class Paper:
     title: str
     authors: str
     venue: str
-    year: int
+    year: int | None
     doi: str
     corpus: PaperCorpus
     metrics: Mapping[str, str]
@@ -213,8 +225,9 @@ class Paper:
 
     @property
     def citation(self) -> str:
-        """Authors, year, title, venue and DOI in one line."""
-        return f"{self.authors} ({self.year}): {self.title}. {self.venue}. https://doi.org/{self.doi}"
+        """Authors, year, title, venue and DOI in one line; year and DOI where they are known."""
+        year, doi = f" ({self.year})" if self.year else "", f" https://doi.org/{self.doi}" if self.doi else ""
+        return f"{self.authors}{year}: {self.title}. {self.venue}.{doi}"
 
     def preset(self, name: str) -> str:
         """Return a preset's name, or the path of one that is a file."""
@@ -381,6 +394,7 @@ def _references(paper: Paper) -> Iterator[tuple[str, str, Sequence[str]]]:
         yield from ((f"fusions.{key}", run, runs) for run in fusion.runs)
     for key, probe in paper.probes.items():
         yield f"probes.{key}", probe.run, runs
+    yield from ((f"runs.{key}.start", of.start, runs) for key, of in paper.runs.items() if of.start)
     yield from (("projection", run, runs) for run in paper.projection.values())
     for key, one in paper.computed.items():
         yield from ((f"the notes of {key}", note, notes) for note in one.notes)

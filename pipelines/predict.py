@@ -2,7 +2,8 @@
 
 Features come from the same code as in training (:func:`featcache.extract.extract`), into a cache that is thrown away or
 one that is kept; what this installation would compute is compared with what each run was trained on before anything is
-computed. A run has a model for each fold; by default their probabilities are averaged.
+computed. A run has a model for each fold; by default their probabilities are averaged. Where each fold read the
+features of an encoder of its own, its model is fed those.
 """
 
 import logging
@@ -25,7 +26,7 @@ from featcache.plan import Plan
 from featcache.stream import Stream, StreamSpec
 from heads.head import OnProgress
 from pipelines.ensemble import Rows, fused, gather
-from pipelines.restore import Restored, check_stream, compute_dtype, make_stream
+from pipelines.restore import Restored, check_stream, compute_dtype, make_stream, of_fold
 
 ALL, OWN = "all", "own"
 """Instead of a fold's name: the mean of all folds' models; the models that tested the utterance in training."""
@@ -97,13 +98,16 @@ def run(
     for one in ensemble.runs:
         _check_fold(one, fold)
     device = resolve_device(device)
-    wanted = _streams(ensemble.runs, manifest, settings, on_message)
+    wanted = _streams(ensemble.runs, manifest, settings, on_message, fold)
     with _workplace(cache) as place:
         features, failures = _extract(wanted, manifest, place, device, on_progress)
         ids = [name for name in manifest.ids if name not in failures]
         tables: list[Rows] = []
         for one in ensemble.runs if ids else ():
-            streams = {name: features[spec.digest] for name, spec in one.specs.items()}
+            streams = {
+                name: {kind: features[spec.digest] for kind, spec in one.specs_of(name).items()}
+                for name in _folds(one, fold)
+            }
             rows, failed = _score(one, streams, manifest, ids, fold, device, on_message)
             tables.append(rows)
             failures |= failed
@@ -114,11 +118,22 @@ def run(
     return Predicted(done, classes, fused(ensemble, tables, ids, done), failures)
 
 
+def _folds(one: Restored, fold: str) -> list[str]:
+    """Return the folds whose models are asked."""
+    return list(one.models) if fold in (ALL, OWN) else [fold]
+
+
+def _specs(one: Restored, fold: str) -> list[StreamSpec]:
+    """Return the streams that the models asked read, each once."""
+    found = {spec.digest: spec for name in _folds(one, fold) for spec in one.specs_of(name).values()}
+    return list(found.values())
+
+
 def _streams(
-    runs: Sequence[Restored], manifest: Manifest, settings: Mapping[str, Any], on_message: OnMessage
+    runs: Sequence[Restored], manifest: Manifest, settings: Mapping[str, Any], on_message: OnMessage, fold: str = ALL
 ) -> dict[str, _Wanted]:
     """Return what to extract, by the digest of the spec that a run was trained on."""
-    names = {name for one in runs for spec in one.specs.values() for name in (spec.kind, spec.name)}
+    names = {name for one in runs for spec in _specs(one, fold) for name in (spec.kind, spec.name)}
     stray = sorted(set(settings) - names)
     if stray:
         raise ConfigError(f"--set names {', '.join(stray)}; the streams read are {', '.join(sorted(names))}.")
@@ -127,8 +142,9 @@ def _streams(
         raise ConfigError(f"--set {plain[0]}: give a setting of the stream, such as {plain[0]}.checkpoint=FOLDER.")
     wanted: dict[str, _Wanted] = {}
     for one in runs:
-        for spec in one.specs.values():
-            stream = make_stream(spec, {**(settings.get(spec.kind) or {}), **(settings.get(spec.name) or {})})
+        for spec in _specs(one, fold):
+            given = {**(settings.get(spec.kind) or {}), **(settings.get(spec.name) or {})}
+            stream = make_stream(spec, of_fold(given, spec, one.folder))
             _, differing = check_stream(stream, spec, one.name)
             if differing and spec.digest not in wanted:
                 on_message(
@@ -218,15 +234,18 @@ def _check_fold(one: Restored, fold: str) -> None:
 
 def _score(
     one: Restored,
-    streams: Mapping[str, CachedStream],
+    streams: Mapping[str, Mapping[str, CachedStream]],
     manifest: Manifest,
     ids: Sequence[str],
     fold: str,
     device: str,
     on_message: OnMessage,
 ) -> tuple[Rows, dict[str, str]]:
-    """Return what a run's models give for utterances, and those that they cannot score."""
-    known = _known(one, streams, ids)
+    """Return what a run's models give for utterances, and those that they cannot score.
+
+    `streams` are those of each fold; what they were computed from is the same in all.
+    """
+    known = _known(one, next(iter(streams.values())), ids)
     failures: dict[str, str] = {}
     if fold == OWN:
         tested = {part.name: frozenset(part.test) for part in one.folds}
@@ -252,7 +271,7 @@ def _score(
         )
     rows: Rows = {}
     for name, positions in folds.items():
-        left, values = _scored(one, streams, ids, speakers, positions, name, device, failures)
+        left, values = _scored(one, streams[name], ids, speakers, positions, name, device, failures)
         if left:
             rows[name] = left, values
     return rows, failures

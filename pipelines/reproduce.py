@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,16 +30,18 @@ from featcache.manifest import Manifest
 from heads.head import OnProgress
 from heads.order import num_steps
 from heads.runs import Run, read_run
-from pipelines import codes, fuse, jobs, probe, project, report, train_heads
+from pipelines import codes, finetune, fuse, jobs, probe, project, report, train_heads
+from pipelines import extract as extraction
 from pipelines.extract import interval_s
 from pipelines.jobs import Job
-from pipelines.paper import PROJECTION, FusionOf
+from pipelines.paper import PROJECTION, FusionOf, Paper
 from pipelines.reporting import tables
 from pipelines.reporting.figures import Plot, make_plot
 from pipelines.reporting.reproduction import make_document
 from pipelines.reporting.svg import style
 from pipelines.reporting.tables import Document
-from pipelines.reproduce_plan import Options, Plan, Probe, Training, refusal
+from pipelines.reproduce_plan import Options, Plan, Probe, Training, extractions, run_of
+from pipelines.reproduce_show import refusal
 
 OnMessage = Callable[[str], None]
 
@@ -86,6 +88,23 @@ def run(plan: Plan, options: Options, on_message: OnMessage = lambda _: None) ->
     return Reproduced(written, runs, work.failures)
 
 
+def extract(
+    paper: Paper, manifest: Manifest, cache: Path, options: Options, on_message: OnMessage = lambda _: None
+) -> None:
+    """Extract what the rows of a paper read of the corpus, in the form that is run; what is there is not done again.
+
+    Raises:
+        ConfigError: settings that do not fit.
+        CheckpointError: a checkpoint that cannot be found.
+    """
+    for config in extractions(paper, options):
+        on_message(f"Extracting {', '.join(config.streams)}")
+        summaries = extraction.run(config, manifest, cache)
+        for summary in summaries:
+            if summary.failures:
+                on_message(f"{summary.stream}: {len(summary.failures)} utterances failed; see 'featcache coverage'.")
+
+
 class _Work:
     """The stages; each looks at what failed before it."""
 
@@ -94,16 +113,43 @@ class _Work:
         self.failures: dict[str, str] = {}
         self._without_codes: dict[str, str] = {}
         self._stopped: dict[str, str] = {}
+        self._extracted: set[str] = set()
 
     def train(self) -> None:
-        """Train the runs."""
+        """Train the runs, each after those whose weights or encoders it needs."""
+        left = dict(self._plan.trainings)
+        while left:
+            ready = {key: one for key, one in left.items() if not any(before in left for before in one.after)}
+            left = {key: one for key, one in left.items() if key not in ready}
+            self._train({key: one for key, one in ready.items() if self._has_inputs(key, one)})
+
+    def _train(self, trainings: Mapping[str, Training]) -> None:
         plan, overwrite = self._plan, self._options.overwrite
+        read = {run_of(stream) for training in plan.trainings.values() for stream in training.families}
         todo = {
-            key: partial(_train, one, plan.manifest, plan.cache, plan.out / key, overwrite)
-            for key, one in plan.trainings.items()
+            key: partial(
+                _fine_tune if key in read else _train, one, plan.manifest, plan.cache, plan.out / key, overwrite
+            )
+            for key, one in trainings.items()
         }
-        totals = {key: _steps(one, plan) for key, one in plan.trainings.items()}
-        self.failures |= self._stage("training", todo, totals)
+        self.failures |= self._stage("training", todo, {key: _steps(one, plan) for key, one in trainings.items()})
+
+    def _has_inputs(self, key: str, training: Training) -> bool:
+        """Extract by the encoders of other runs what a run reads; say whether all that it needs is there."""
+        without = [before for before in training.after if before in self.failures | self._stopped]
+        if without:
+            self._stopped[key] = f"{' and '.join(without)} failed"
+            return False
+        try:
+            for stream, config in training.families.items():
+                if stream not in self._extracted:
+                    self._tell(f"{stream}: extracting, by the encoder of each fold")
+                    extraction.run(replace(config, device=self._options.device), self._plan.manifest, self._plan.cache)
+                    self._extracted.add(stream)
+        except (FeatcacheError, OSError) as error:
+            self.failures[key] = f"what it reads cannot be extracted: {error}"
+            return False
+        return True
 
     def probe(self) -> None:
         """Export the codes that probes and the picture read, and train the probes."""
@@ -116,7 +162,7 @@ class _Work:
         probes = {}
         for key, one in plan.probes.items():
             of = one.of.run
-            if of in self.failures:
+            if of in self.failures | self._stopped:
                 self._stopped[key] = f"{of} failed"
             elif of in self._without_codes:
                 self.failures[key] = f"codes of {of}: {self._without_codes[of]}"
@@ -131,7 +177,7 @@ class _Work:
     def fuse(self) -> None:
         """Fuse the runs that there are."""
         for key, fusion in self._plan.fusions.items():
-            failed = [of for of in fusion.runs if of in self.failures]
+            failed = [of for of in fusion.runs if of in self.failures | self._stopped]
             if failed:
                 self._stopped[key] = f"{' and '.join(failed)} failed"
                 continue
@@ -186,7 +232,7 @@ class _Work:
     def _encoders(self) -> list[str]:
         """Return the runs whose codes are read, and which did not fail."""
         wanted = {one.of.run for one in self._plan.probes.values()} | set(self._plan.paper.projection.values())
-        return [key for key in self._plan.trainings if key in wanted and key not in self.failures]
+        return [key for key in self._plan.trainings if key in wanted and key not in self.failures | self._stopped]
 
     def _stage(self, title: str, todo: Mapping[str, Callable[..., None]], totals: Mapping[str, int]) -> dict[str, str]:
         """Run jobs under one bar; return what failed."""
@@ -221,6 +267,18 @@ def _train(
 
     def train(overwrite: bool) -> None:
         train_heads.run(training.config, manifest, cache, out, overwrite, on_progress, on_message)
+
+    _replacing(train, overwrite)
+
+
+def _fine_tune(
+    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, on_progress: OnProgress,
+    on_message: OnMessage,
+) -> None:  # fmt: skip
+    """Train one run and save the encoder of each of its folds, in a child process."""
+
+    def train(overwrite: bool) -> None:
+        finetune.run(training.config, manifest, cache, out, overwrite, on_progress, on_message)
 
     _replacing(train, overwrite)
 
@@ -262,8 +320,11 @@ def _replacing(train: Callable[[bool], None], overwrite: bool) -> None:
 
 def _fuse(fusion: FusionOf, folder: Path, out: Path) -> None:
     """Fuse; the plan has refused to replace what is no fusion."""
-    select_by = fusion.select_by if fusion.weights in ("search", "stack") else None
-    fuse.run([folder / key for key in fusion.runs], fusion.weights, out, overwrite=True, select_by=select_by)
+    select_by = fusion.select_by if fusion.weights in ("search", "stack", "joint") else None
+    fuse.run(
+        [folder / key for key in fusion.runs], fusion.weights, out, fusion.space, fusion.standardise, overwrite=True,
+        select_by=select_by,
+    )  # fmt: skip
 
 
 class _Bar:

@@ -4,8 +4,8 @@ All that can be refused is refused here, before anything trains: presets and set
 utterances that a stream lacks, folds that would leak, folders that hold something else.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +13,16 @@ from featcache.cache import Cache
 from featcache.cache import open as open_cache
 from featcache.errors import CacheError, ConfigError, ProtocolError, UnknownNameError
 from featcache.manifest import Manifest, Utterance
+from featcache.settings import build
 from heads.folds import FoldSet, make_folds
-from heads.order import num_steps
-from pipelines import show
-from pipelines.config import TrainConfig, merge, parse_overrides, read_preset, train_config
+from pipelines.config import ExtractConfig, TrainConfig, merge, parse_overrides, read_preset, train_config
 from pipelines.paper import FusionOf, Paper, ProbeOf, RunOf
+from pipelines.prepare import learnable
 from pipelines.probe import COLUMNS_OF, PHONE, SPEAKER
-from pipelines.reproduce_folders import State, check_folders, fusion_state, other_probe, other_training, state_of
+from pipelines.reproduce_folders import State, check_folders, other_probe, other_training, state_of
 from pipelines.resolve import resolve_streams
-from pipelines.run_folders import check_folder
-from pipelines.train_heads import load_head, relabelled
-
-_STATES: Mapping[State, str] = {"done": "there (inputs not compared)", "another": "another run"}
+from pipelines.run_folders import ENCODERS, check_folder
+from pipelines.train_heads import load_head
 
 _SETTABLE = ("fit", "settings", "validation", "validation_by", "drop_unlabelled")
 _INSTEAD = {
@@ -43,7 +41,8 @@ class Options:
     """How a paper is reproduced.
 
     Attributes:
-        demo: run the small forms, where a row has one.
+        demo: run the small forms, of the rows that have one.
+        laptop: run the forms that need no download and whose weights are real, of the rows that have one.
         folds: as `TrainConfig.folds`; None is the presets'.
         allow: names of protocol errors to let pass.
         streams: full names of streams that are taken where several fit a row, or none does.
@@ -57,6 +56,7 @@ class Options:
     """
 
     demo: bool = False
+    laptop: bool = False
     folds: str | None = None
     allow: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
@@ -67,6 +67,15 @@ class Options:
     overwrite: bool = False
     jobs: int | None = None
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.demo and self.laptop:
+            raise ConfigError("--demo and --laptop are two forms of the same rows. Give one of them.")
+
+    @property
+    def form(self) -> Literal["", "demo", "laptop"]:
+        """Which form is run; empty is the paper's."""
+        return "demo" if self.demo else "laptop" if self.laptop else ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class Training:
         published: what the paper's own preset would train, its streams by kind.
         published_preset: that preset.
         state: what lies in its folder.
+        families: name in the configuration to what is extracted by the encoders of another run, for streams such as
+            ``hidden_states@KEY``.
     """
 
     key: str
@@ -88,6 +99,13 @@ class Training:
     published: TrainConfig
     published_preset: Mapping[str, Any]
     state: State
+    families: Mapping[str, ExtractConfig] = field(default_factory=dict)
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Keys of the runs that are to be done before."""
+        start = (Path(self.config.start).name,) if self.config.start else ()
+        return tuple(dict.fromkeys((*map(run_of, self.families), *start)))
 
 
 @dataclass(frozen=True)
@@ -168,7 +186,7 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
     check_folder(out)
     _check_settings(options.settings)
     opened = open_cache(cache)
-    presets = {key: of.demo if options.demo else of.preset for key, of in paper.runs.items()}
+    presets = {key: _form(of, options) for key, of in paper.runs.items()}
     _check_streams(opened, options.streams, [read_preset(paper.preset(name)) for name in presets.values() if name])
     trainings, not_run, missing = _trainings(paper, opened, out, options)
     lacking = _lacking(opened, manifest, trainings)
@@ -183,9 +201,9 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
         for name, ids in lacking.items():
             keys = [key for key, training in trainings.items() if name in training.config.streams]
             missing[_uncovered(opened, name, ids, len(manifest))] = keys
-    short = {key: sentence for sentence, keys in missing.items() for key in keys}
-    trainings = {key: training for key, training in trainings.items() if key not in short}
-    not_run |= short
+    not_run |= {key: sentence for sentence, keys in missing.items() for key in keys}
+    trainings = _possible(trainings, not_run)
+    _check_families(trainings)
     probes = _probes(paper, manifest, trainings, not_run, out, options)
     fusions = _fusions(paper, trainings, not_run)
     check_folders(trainings, probes, fusions, out, options.overwrite)
@@ -204,14 +222,46 @@ def _trainings(
     not_run: dict[str, str] = {}
     missing: dict[str, list[str]] = {}
     for key, of in paper.runs.items():
-        if options.demo and of.demo is None:
-            not_run[key] = f"needs {_checkpoints(read_preset(paper.preset(of.preset)), of.preset)}, no demo form"
+        if _form(of, options) is None:
+            needed = _checkpoints(read_preset(paper.preset(of.preset)), of.preset)
+            not_run[key] = f"needs {needed}, no {options.form} form"
             continue
         try:
             trainings[key] = _training(paper, key, of, cache, out, options)
         except CacheError as error:
             missing.setdefault(str(error), []).append(key)
     return trainings, not_run, missing
+
+
+def _form(of: RunOf, options: Options) -> str | None:
+    """Return the preset of the form that is run; None where a run has no such form."""
+    return {"": of.preset, "demo": of.demo, "laptop": of.laptop}[options.form]
+
+
+def _possible(trainings: Mapping[str, Training], not_run: dict[str, str]) -> dict[str, Training]:
+    """Return the trainings whose own inputs there will be, each after those that it needs; others go to `not_run`."""
+    left = {key: training for key, training in trainings.items() if key not in not_run}
+    possible: dict[str, Training] = {}
+    while left:
+        ready = {key: one for key, one in left.items() if all(before in possible for before in one.after)}
+        if not ready:
+            break
+        possible |= ready
+        left = {key: one for key, one in left.items() if key not in ready}
+    for key, training in left.items():
+        lacking = [before for before in training.after if before not in possible]
+        not_run[key] = f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} left out"
+    return possible
+
+
+def _check_families(trainings: Mapping[str, Training]) -> None:
+    """Refuse runs that want one stream of another run's encoders with several settings."""
+    seen: dict[str, tuple[str, ExtractConfig]] = {}
+    for key, training in trainings.items():
+        for stream, config in training.families.items():
+            other, wanted = seen.setdefault(stream, (key, config))
+            if wanted != config:
+                raise ConfigError(f"{other} and {key} read {stream!r} with different settings of the preset's extract.")
 
 
 def _probes(
@@ -228,8 +278,8 @@ def _probes(
         columns = _columns(of.target)
         if of.run not in trainings:
             not_run[key] = f"{of.run} is left out"
-        elif options.demo and of.demo is None:
-            not_run[key] = "no demo form"
+        elif options.form and of.demo is None:
+            not_run[key] = f"no {options.form} form"
         elif columns and not any(utterance.column(column) for utterance in manifest for column in columns):
             not_run[key] = f"no utterance has the column {' or '.join(columns)}"
         else:
@@ -249,66 +299,9 @@ def _fusions(paper: Paper, trainings: Mapping[str, Training], not_run: dict[str,
     return fusions
 
 
-def refusal(plan: Plan) -> CacheError:
-    """Return what to say where rows lack something and are not to be left out."""
-    rows = [f"  {', '.join(keys)}: {sentence}" for sentence, keys in plan.missing.items()]
-    count = len({key for keys in plan.missing.values() for key in keys})
-    presets = dict.fromkeys(plan.presets[key] for keys in plan.missing.values() for key in keys)
-    rows += [f"  featcache extract MANIFEST --cache {plan.cache} --preset {preset}" for preset in presets]
-    rows.insert(len(plan.missing), "What makes all that they read:")
-    return CacheError(
-        f"{count} of the {len(plan.paper.runs)} trainings of {plan.paper.name} cannot run:\n" + "\n".join(rows) + "\n"
-        "Or leave these rows out with --skip-missing; --demo runs the small forms."
-    )
-
-
-def describe(plan: Plan) -> str:
-    """Return a plan in words, for a dry run."""
-    rows = [("row", "preset", "steps", "batch", "folds", "state", "reads")]
-    for key, training in plan.trainings.items():
-        fit, folds = training.config.fit, plan.folds[key]
-        rows.append(
-            (key, training.preset, f"{fit.steps:,}{' epochs' * (fit.unit == 'epoch')}", str(fit.batch_size),
-             f"{folds.kind} ({len(folds)})",
-             _words(training.state), ", ".join(training.config.streams))
-        )  # fmt: skip
-    for key, probe in plan.probes.items():
-        fit = probe.config.fit
-        rows.append(
-            (key, probe.preset, f"{fit.steps:,}", str(fit.batch_size), f"its own ({len(plan.folds[probe.of.run])})",
-             _words(probe.state), f"the codes of {probe.of.run}, for {probe.of.target}")
-        )  # fmt: skip
-    for key, fusion in plan.fusions.items():
-        state = _words(fusion_state(plan.out / key))
-        rows.append((key, "fusion", "", "", "", state, f"{' + '.join(fusion.runs)}: {fusion.weights}"))
-    used = {run for table in plan.paper.tables for row in table.rows if (run := row.run)}
-    lines = [show.table(rows), ""]
-    lines += [f"{key}: not run: {reason}" for key, reason in plan.not_run.items() if key in used | set(plan.paper.runs)]
-    if plan.num_dropped:
-        lines.append(f"{plan.num_dropped} utterances are left out of every row: a stream lacks them.")
-    if plan.num_unlabelled:
-        lines.append(f"{plan.num_unlabelled} utterances are left out of every row: they have no label.")
-    steps = sum(
-        num_steps(training.config.fit, len(fold.train))
-        for key, training in plan.trainings.items()
-        for fold in plan.folds[key]
-    )
-    of_probes = sum(len(plan.folds[one.of.run]) * one.config.fit.steps for one in plan.probes.values())
-    lines += [
-        f"{len(plan.manifest) - plan.num_unlabelled:,} utterances.",
-        f"Trainings: {len(plan.trainings)}, {steps:,} steps in all.",
-        f"Probes: {len(plan.probes)}, {of_probes:,} steps in all.",
-    ]
-    return "\n".join(lines)
-
-
 def kind_of(stream: str) -> str:
-    """Return the kind of a stream's full name."""
-    return stream.rpartition("-")[0]
-
-
-def _words(state: State) -> str:
-    return _STATES.get(state, state)
+    """Return the kind of a stream's full name; a family's name is a kind of its own."""
+    return stream if run_of(stream) else stream.rpartition("-")[0]
 
 
 def _check_settings(settings: Sequence[str]) -> None:
@@ -323,7 +316,12 @@ def _check_settings(settings: Sequence[str]) -> None:
 
 def _check_streams(cache: Cache, names: Sequence[str], presets: Sequence[Mapping[str, Any]]) -> None:
     """Refuse streams that the cache lacks, or that no row reads."""
-    read = dict.fromkeys(str(kind) for preset in presets for kind in (preset.get("train") or {}).get("streams") or ())
+    read = dict.fromkeys(
+        str(kind)
+        for preset in presets
+        for kind in (preset.get("train") or {}).get("streams") or ()
+        if not run_of(str(kind))
+    )
     for name in names:
         if name not in list(cache):
             raise UnknownNameError(f"stream in the cache {str(cache.path)!r} for --stream", name, list(cache))
@@ -332,20 +330,77 @@ def _check_streams(cache: Cache, names: Sequence[str], presets: Sequence[Mapping
 
 
 def _training(paper: Paper, key: str, of: RunOf, cache: Cache, out: Path, options: Options) -> Training:
-    name = of.demo if options.demo and of.demo is not None else of.preset
+    name = _form(of, options) or of.preset
     preset = _with(read_preset(paper.preset(name)), of.train)
     published_preset = _with(read_preset(paper.preset(of.preset)), of.train)
     given = {
-        "folds": options.folds, "allow": options.allow, "device": options.device,
+        "folds": _folds_of(of, options), "allow": options.allow, "device": options.device,
         "drop_unlabelled": options.drop_unlabelled or None,
     }  # fmt: skip
     config = train_config(preset, given, options.settings)
     load_head(config)  # its settings are checked before anything trains
-    published = train_config(published_preset, {}, [])
-    resolved = resolve_streams(cache, preset, options.streams)
-    config = replace(config, streams=tuple(resolved[kind] for kind in config.streams))
+    published = train_config(published_preset, {"folds": of.folds or None}, [])
+    families = {stream: _family(paper, key, stream, preset, out) for stream in config.streams if run_of(stream)}
+    resolved = resolve_streams(cache, _without(preset, families), options.streams)
+    config = replace(
+        config,
+        streams=tuple(resolved.get(stream, stream) for stream in config.streams),
+        start=str(out / of.start) if of.start else "",
+    )
     state = state_of(out / key, lambda: other_training(out / key, config))
-    return Training(key, name, config, published, published_preset, state)
+    return Training(key, name, config, published, published_preset, state, families)
+
+
+def run_of(stream: str) -> str:
+    """Return the run whose encoders made a stream such as ``hidden_states@KEY``; empty for others."""
+    return stream.partition("@")[2]
+
+
+def _folds_of(of: RunOf, options: Options) -> str | None:
+    """Return a run's folds; those asked for, divided within where the run's are."""
+    if of.folds and options.folds:
+        within = of.folds.partition(":")[0] == "within"
+        return f"within:{options.folds}" if within else options.folds
+    return of.folds or options.folds
+
+
+def _family(paper: Paper, key: str, stream: str, preset: Mapping[str, Any], out: Path) -> ExtractConfig:
+    """Return what is extracted by the encoders of a run, as a preset states it for that stream, or for its kind.
+
+    Raises:
+        ConfigError: the paper has no such run.
+    """
+    kind, _, run = stream.partition("@")
+    if run not in paper.runs:
+        raise ConfigError(
+            f"{key} of the paper {paper.name!r} reads {stream!r}, and there is no run {run!r} whose encoders could "
+            f"make it. Runs: {', '.join(paper.runs)}."
+        )
+    section = dict(preset.get("extract") or {})
+    stated = section.pop("streams", None) or {}
+    settings = {**(stated.get(stream) or stated.get(kind) or {}), "checkpoint": str(out / run / ENCODERS)}
+    return build(ExtractConfig, {**section, "streams": {kind: settings}}, f"extract of {key}")
+
+
+def extractions(paper: Paper, options: Options) -> list[ExtractConfig]:
+    """Return what the runs of a paper read of the corpus, in the form that is run; each extraction once."""
+    found: list[ExtractConfig] = []
+    for of in paper.runs.values():
+        name = _form(of, options)
+        section = dict((read_preset(paper.preset(name)) if name else {}).get("extract") or {})
+        streams = {stream: one or {} for stream, one in (section.pop("streams", None) or {}).items()}
+        streams = {stream: one for stream, one in streams.items() if not run_of(stream)}
+        if streams:
+            values = {**section, "streams": streams, "device": options.device}
+            config = build(ExtractConfig, values, f"extract of {name}")
+            found += [config] if config not in found else []
+    return found
+
+
+def _without(preset: Mapping[str, Any], streams: Collection[str]) -> dict[str, Any]:
+    """Return a preset that reads no streams of other runs."""
+    train = dict(preset.get("train") or {})
+    return {**preset, "train": {**train, "streams": [one for one in train.get("streams") or () if one not in streams]}}
 
 
 def _columns(target: str) -> tuple[str, ...]:
@@ -354,7 +409,7 @@ def _columns(target: str) -> tuple[str, ...]:
 
 
 def _probe(paper: Paper, key: str, of: ProbeOf, training: Training, out: Path, options: Options) -> Probe:
-    name = of.demo if options.demo and of.demo is not None else of.preset
+    name = of.demo if options.form and of.demo is not None else of.preset
     fit = parse_overrides(options.settings).get("fit") or {}
     seed = {"fit": {"seed": fit["seed"]}} if "seed" in fit else {}
     config = train_config(_with(read_preset(paper.preset(name)), seed), {"device": options.device}, [])
@@ -383,8 +438,8 @@ def _lacking(cache: Cache, manifest: Manifest, trainings: Mapping[str, Training]
     wanted: dict[str, dict[str, None]] = {}
     for training in trainings.values():
         config = training.config
-        labelled = [one.id for one in manifest if not config.drop_unlabelled or relabelled(one, config.label).label]
-        for name in config.streams:
+        labelled = [one.id for one in learnable(manifest, config) if one.label or not config.drop_unlabelled]
+        for name in (stream for stream in config.streams if stream not in training.families):
             wanted.setdefault(name, {}).update(dict.fromkeys(labelled))
     found = {}
     for name, ids in wanted.items():
@@ -411,9 +466,9 @@ def _folds(manifest: Manifest, trainings: Mapping[str, Training]) -> dict[str, F
     for key, training in trainings.items():
         config = training.config
         what = (config.label, config.folds, config.validation, config.validation_by, config.fit.seed, config.allow,
-                config.drop_unlabelled)  # fmt: skip
+                config.drop_unlabelled, config.copies)  # fmt: skip
         if what not in made:
-            corpus = [relabelled(utterance, config.label) for utterance in manifest]
+            corpus = learnable(manifest, config)
             _check_labels(corpus, config)
             made[what] = make_folds(
                 corpus, config.folds, validation=config.validation, validation_by=config.validation_by,

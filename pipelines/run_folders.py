@@ -26,11 +26,13 @@ from featcache.settings import build
 from heads.fold_files import save_folds
 from heads.folds import Fold
 from heads.head import Head, Outcome, Task
+from heads.learnt import Source
 from heads.metrics import evaluate
 from heads.runs import Run, read_run, write_run
 from heads.scores import Scores
 from pipelines.model_card import NAME as CARD
 from pipelines.model_card import card
+from pipelines.provenance import LEARNT, write_learnt
 
 STREAMS = "streams.json"
 """The whole spec of each stream read, by the name that the run gave it."""
@@ -45,9 +47,12 @@ TENSORBOARD = "tensorboard"
 FUSED = "fused"
 """Folder of the runs that a fused run is made of, where it brings them along."""
 
+ENCODERS = "encoders"
+"""Folder of the checkpoints that ``featcache finetune`` makes, one a fold."""
+
 TRAINING_FILES = (
     "folds.json", "candidates.csv", "curves.csv", "layer_weights.csv", "weights.safetensors", "log.txt",
-    "manifest.jsonl", STREAMS, INPUTS, CONTEXT, CARD,
+    "manifest.jsonl", STREAMS, INPUTS, CONTEXT, LEARNT, CARD,
 )  # fmt: skip
 """What a training leaves in a run folder beside the scores."""
 
@@ -58,7 +63,7 @@ UNFINISHED = ".unfinished"
 
 _FILES = {
     "scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES, UNFINISHED,
-    TENSORBOARD, FUSED,
+    TENSORBOARD, FUSED, ENCODERS,
 }  # fmt: skip
 
 _BEGUN = {UNFINISHED, "folds.json", "metrics.json", "config.yaml", *FUSION_FILES}
@@ -122,7 +127,13 @@ def check_unfinished(out: Path) -> None:
 
 
 def write_training(
-    out: Path, task: Task, outcomes: Sequence[Outcome], record: dict[str, Any], manifest: Manifest | None = None
+    out: Path,
+    task: Task,
+    outcomes: Sequence[Outcome],
+    record: dict[str, Any],
+    manifest: Manifest | None = None,
+    fold_streams: Mapping[str, Mapping[str, CachedStream]] = {},
+    learnt: Mapping[str, Sequence[Source]] = {},
 ) -> Run:
     """Write all files of a training.
 
@@ -132,6 +143,8 @@ def write_training(
         outcomes: one for each fold.
         record: how it was made, in plain values; what each fold chose is added.
         manifest: the utterances of all folds, for readers of the scores: speakers, texts, recordings.
+        fold_streams: of the task's streams, those of which each fold read its own: name to fold to stream.
+        learnt: fold to what had learnt before it was trained.
 
     Raises:
         ProtocolError: no fold has a test part.
@@ -139,7 +152,7 @@ def write_training(
     out.mkdir(parents=True, exist_ok=True)
     for name in ("scores.csv", *FUSION_FILES):  # also of a fusion that lay there
         (out / name).unlink(missing_ok=True)
-    for name in (TENSORBOARD, FUSED):
+    for name in (TENSORBOARD, FUSED, ENCODERS):
         shutil.rmtree(out / name, ignore_errors=True)
     for left in out.glob(".tmp-*"):
         left.unlink(missing_ok=True)
@@ -182,7 +195,8 @@ def write_training(
         write_atomically(out / "weights.safetensors", save(weights))
     else:
         (out / "weights.safetensors").unlink(missing_ok=True)
-    _write_scoring(out, task, record)
+    _write_scoring(out, task, record, fold_streams)
+    write_learnt(out, learnt)
     record["chosen"] = {outcome.fold: plain(dict(outcome.chosen)) for outcome in outcomes}
     log = yaml.safe_dump({key: record[key] for key in ("versions", "seconds", "problems", "chosen")}, sort_keys=False)
     write_atomically(out / "log.txt", log.encode())
@@ -194,14 +208,23 @@ def write_training(
     return write_run(out, scores, _scores(task, outcomes, "validation"), record)
 
 
-def _write_scoring(out: Path, task: Task, record: Mapping[str, Any]) -> None:
+def _write_scoring(
+    out: Path, task: Task, record: Mapping[str, Any], fold_streams: Mapping[str, Mapping[str, CachedStream]]
+) -> None:
     """Write what the head needs, beside its weights, to score other utterances; nothing for what is none's own."""
     for name in (STREAMS, INPUTS, CONTEXT):
         (out / name).unlink(missing_ok=True)
     if not task.streams:  # of a probe, whose folds read codes of their own
         return
-    specs = {name: {**stream.spec.identity(), "notes": stream.spec.notes} for name, stream in task.streams.items()}
-    write_json(out / STREAMS, {"format": 1, "streams": specs})
+    told: dict[str, Any] = {
+        "format": 1,
+        "streams": {name: _whole(stream) for name, stream in task.streams.items() if name not in fold_streams},
+    }
+    if fold_streams:
+        of_folds = fold_streams.items()
+        by_fold = {name: {fold: _whole(one) for fold, one in each.items()} for name, each in of_folds}
+        told |= {"format": 2, "fold_streams": by_fold}
+    write_json(out / STREAMS, told)
     inputs = {
         name: {kind: stream.locate(name).entry.input for kind, stream in task.streams.items()} for name in task.ids
     }
@@ -209,6 +232,11 @@ def _write_scoring(out: Path, task: Task, record: Mapping[str, Any]) -> None:
     context = load_head(record["head"], record["settings"]).context(task)
     if context:
         write_atomically(out / CONTEXT, save(context))
+
+
+def _whole(stream: CachedStream) -> dict[str, Any]:
+    """Return a stream's whole spec, as plain values."""
+    return {**stream.spec.identity(), "notes": stream.spec.notes}
 
 
 def load_head(name: str, settings: Mapping[str, Any]) -> Head:

@@ -8,38 +8,45 @@ The folder holds, beside ``scores.csv``, ``validation_scores.csv``, ``metrics.js
 * ``curves.csv``: loss and metric on validation, for each evaluation of the chosen candidate;
 * ``layer_weights.csv``: what each layer contributes, where the head mixes layers;
 * ``weights.safetensors``: the learned arrays, named ``FOLD/NAME``;
+* ``tuned.json``: what had learnt before, where a fine-tuned encoder is read or a run's weights are begun with;
 * ``log.txt``: what was run on, and what the protocol checks found.
 
 While it trains, ``.unfinished`` keeps what a run that was killed goes on from; the same command takes it up.
 """
 
-import math
 import resource
 import shutil
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from featcache.cache import Cache, CachedStream
-from featcache.cache import open as open_cache
-from featcache.errors import CacheError, ConfigError, ProtocolError, ScoresError
-from featcache.extract import resolve_device
-from featcache.manifest import Manifest, Utterance
-from heads.duplicates import audio_digests
-from heads.fit import fit_each, side_by_side
-from heads.folds import FoldSet, make_folds
-from heads.head import FitSettings, GradientHead, Head, OnProgress, Task
+from featcache.cache import CachedStream
+from featcache.errors import ScoresError
+from featcache.manifest import Manifest
+from heads.fit import fit_each
+from heads.folds import FoldSet
+from heads.head import GradientHead, OnProgress, Outcome, Task
 from heads.runs import Run
 from heads.unfinished import Unfinished
-from pipelines import run_folders
 from pipelines.config import TrainConfig
-from pipelines.run_folders import UNFINISHED, existing_run, facts, membership, plain, versions, write_training
+from pipelines.prepare import Prepared, Preparer, covered, load_head, make_task, relabelled
+from pipelines.provenance import is_random
+from pipelines.run_folders import UNFINISHED, existing_run, plain, versions, write_training
+
+__all__ = [
+    "Prepared",
+    "Preparer",
+    "Trained",
+    "covered",
+    "load_head",
+    "make_task",
+    "relabelled",
+    "run",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -57,117 +64,6 @@ class Trained:
     folds: FoldSet
     dropped: Sequence[str]
     skipped: bool = False
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A training that could begin: all is read but the features, and every check is passed.
-
-    Attributes:
-        config: what is trained.
-        head: the head.
-        streams: cached streams, by the names that the configuration has.
-        manifest: the utterances of all folds, as they are learnt.
-        folds: the folds, with what the protocol checks found.
-        dropped: ids left out because a stream lacks them.
-        messages: sentences worth knowing.
-        digest: names the configuration together with what it runs on; the identity of its run.
-        together: the same for trainings that can train as one job; see :func:`heads.fit.side_by_side`.
-    """
-
-    config: TrainConfig
-    head: Head
-    streams: Mapping[str, CachedStream]
-    manifest: Manifest
-    folds: FoldSet
-    dropped: Sequence[str]
-    messages: Sequence[str]
-    digest: str
-    together: Hashable
-
-    def task(self) -> Task:
-        """Return what is to be learnt."""
-        task = make_task(list(self.manifest), self.folds, dict(self.streams), resolve_device(self.config.device))
-        return replace(task, place=self.config.place)
-
-
-class Preparer:
-    """Prepares trainings over one manifest and one cache; what several of them share is made once.
-
-    Args:
-        manifest: labelled utterances.
-        cache: the cache's folder.
-    """
-
-    def __init__(self, manifest: Manifest, cache: str | Path) -> None:
-        self._manifest = manifest
-        self._path = cache
-        self._streams: dict[str, CachedStream] = {}
-        self._covered: dict[Hashable, tuple[list[Utterance], list[Utterance], list[str]]] = {}
-        self._folds: dict[Hashable, tuple[FoldSet, Manifest, list[Any]]] = {}
-
-    @cached_property
-    def _cache(self) -> Cache:
-        """The cache: looked for after the head and its settings were looked at."""
-        return open_cache(self._path)
-
-    def prepare(self, config: TrainConfig) -> Prepared:
-        """Return a training that could begin; nothing is written.
-
-        Raises:
-            ConfigError: settings that do not fit.
-            CacheError: the cache lacks utterances and `config.missing` is ``"error"``.
-            ProtocolError: folds that would leak, or labels that are missing.
-        """
-        head = load_head(config)
-        if not config.streams:
-            raise ConfigError("Say which stream to train on, with --stream NAME.")
-        for name in config.streams:
-            if name not in self._streams:
-                self._streams[name] = self._cache[name]
-        streams = {name: self._streams[name] for name in config.streams}
-        dropped, folds, learnt, context = self._divide(config, streams)
-        messages = [str(problem) for problem in folds.problems]
-        if folds.num_unlabelled:
-            messages.insert(0, f"{folds.num_unlabelled} utterances are left out: they have no {config.label}.")
-        if dropped:
-            messages.insert(
-                0, f"{len(dropped)} utterances are left out: a stream lacks them ({dropped[0]!r} and so on)."
-            )
-        shared = replace(config, settings={}, fit=FitSettings()).digest(*context)
-        return Prepared(
-            config, head, streams, learnt, folds, dropped, messages, config.digest(*context),
-            (shared, side_by_side(head, config.fit)),
-        )  # fmt: skip
-
-    def _divide(
-        self, config: TrainConfig, streams: Mapping[str, CachedStream]
-    ) -> tuple[list[str], FoldSet, Manifest, list[Any]]:
-        """Return ids left out, the folds, their utterances, and what names all that is read."""
-        what = (config.streams, config.label, config.drop_unlabelled, config.missing)
-        if what not in self._covered:
-            asked = [relabelled(utterance, config.label) for utterance in self._manifest]
-            unlabelled = [utterance for utterance in asked if config.drop_unlabelled and not utterance.label]
-            wanted = [utterance for utterance in asked if utterance.label or not config.drop_unlabelled]
-            kept, dropped = covered(wanted, dict(streams), config, self._cache)
-            self._covered[what] = (kept, unlabelled, dropped)
-        kept, unlabelled, dropped = self._covered[what]
-        how = (*what, config.folds, config.validation, config.validation_by, config.fit.seed, config.allow)
-        if how not in self._folds:
-            folds = make_folds(
-                [*kept, *unlabelled], config.folds, validation=config.validation, validation_by=config.validation_by,
-                seed=config.fit.seed, allow=config.allow, drop_unlabelled=config.drop_unlabelled,
-                audio=audio_digests(streams.values(), [utterance.id for utterance in kept]),
-            )  # fmt: skip
-            used = {name for fold in folds for ids in fold.parts.values() for name in ids}
-            learnt = Manifest([utterance for utterance in kept if utterance.id in used], self._manifest.folder)
-            context = [
-                [stream.name for stream in streams.values()],
-                [facts(utterance, streams.values()) for utterance in learnt],
-                [membership(fold) for fold in folds],
-            ]
-            self._folds[how] = (folds, learnt, context)
-        return (dropped, *self._folds[how])
 
 
 def run(
@@ -227,10 +123,11 @@ def train(several: Mapping[Path, Prepared], unfinished: Path, on_progress: OnPro
     """
     trainings = list(several.values())
     _forget_peak()
-    task = replace(trainings[0].task(), unfinished=Unfinished(unfinished))
+    tasks = [replace(task, unfinished=Unfinished(unfinished)) for task in trainings[0].tasks()]
+    task = replace(tasks[0], folds=tuple(trainings[0].folds))
     started = time.perf_counter()
     if len(trainings) == 1:
-        outcomes = [trainings[0].head.train(task, trainings[0].config.fit, on_progress)]
+        outcomes = [_train_in_turn(trainings[0], tasks, on_progress)]
     else:
         pairs = [(one.head, one.config.fit) for one in trainings if isinstance(one.head, GradientHead)]
         outcomes = fit_each(pairs, task, on_progress)
@@ -239,7 +136,9 @@ def train(several: Mapping[Path, Prepared], unfinished: Path, on_progress: OnPro
     peak_mib = _peak_mib()
     for (out, one), of_one in zip(several.items(), outcomes, strict=True):
         try:
-            written.append(write_training(out, task, of_one, _record(one, task, seconds, peak_mib), one.manifest))
+            record = _record(one, task, seconds, peak_mib, of_one)
+            own = {name: _members(one, name) for name in one.families}
+            written.append(write_training(out, task, of_one, record, one.manifest, own, one.learnt))
         except ScoresError as error:  # it diverged: the others did not
             failed[out.name] = error
     for folder in (unfinished, *(out / UNFINISHED for out in several)):
@@ -248,6 +147,23 @@ def train(several: Mapping[Path, Prepared], unfinished: Path, on_progress: OnPro
         reasons = "; ".join(f"{name}: {error}" if len(several) > 1 else str(error) for name, error in failed.items())
         raise ScoresError(reasons)
     return written
+
+
+def _train_in_turn(training: Prepared, tasks: Sequence[Task], on_progress: OnProgress) -> list[Outcome]:
+    """Return the outcomes of tasks, one task after the other."""
+    outcomes: list[Outcome] = []
+    for number, task in enumerate(tasks):
+
+        def advance(done: int, total: int, number: int = number) -> None:
+            on_progress(number * total + done, len(tasks) * total)
+
+        outcomes += training.head.train(task, training.config.fit, advance)
+    return outcomes
+
+
+def _members(training: Prepared, name: str) -> dict[str, CachedStream]:
+    """Return the streams of a family that folds read, by fold."""
+    return {fold.name: training.families[name].member(fold.name) for fold in training.folds}
 
 
 def _forget_peak() -> None:
@@ -264,17 +180,27 @@ def _peak_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _record(prepared: Prepared, task: Task, seconds: float, peak_mib: int) -> dict[str, Any]:
+def _record(
+    prepared: Prepared, task: Task, seconds: float, peak_mib: int, outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
     """Return how a run was made, in plain values."""
-    folds = prepared.folds
+    folds, families = prepared.folds, prepared.families
+    members = {name: _members(prepared, name) for name in families}
+    read = [*prepared.streams.values(), *(one for by_fold in members.values() for one in by_fold.values())]
+    started_at_random = prepared.start is not None and prepared.start.random
+    own = {name: {fold: one.name for fold, one in by_fold.items()} for name, by_fold in members.items()}
+    parameters = next((one.num_parameters for one in outcomes if one.num_parameters is not None), None)
     return {
         **plain(asdict(prepared.config)),
         "digest": prepared.digest,
-        "streams": {name: stream.name for name, stream in prepared.streams.items()},
+        "streams": {name: name if name in families else stream.name for name, stream in prepared.streams.items()},
+        **({"fold_streams": own} if own else {}),
         "classes": list(task.classes),
         "num_utterances": len(task.ids),
         "dropped": len(prepared.dropped),
         "speaker_independent": folds.speaker_independent,
+        "random_weights": is_random(read, prepared.head) or started_at_random,
+        **({} if parameters is None else {"parameters": parameters}),
         "synthetic": any(utterance.extra.get("synthetic") for utterance in prepared.manifest),
         "problems": [str(problem) for problem in folds.problems],
         "allowed_leaks": [str(problem) for problem in folds.leaks],
@@ -282,66 +208,3 @@ def _record(prepared: Prepared, task: Task, seconds: float, peak_mib: int) -> di
         "peak_mib": peak_mib,
         "versions": versions(),
     }
-
-
-def load_head(config: TrainConfig) -> Head:
-    """Return the head of a configuration.
-
-    Raises:
-        UnknownNameError: no such head.
-        ConfigError: settings that it does not have.
-    """
-    return run_folders.load_head(config.head, config.settings)
-
-
-def make_task(utterances: Sequence[Utterance], folds: FoldSet, streams: dict[str, CachedStream], device: str) -> Task:
-    """Return the task of learning the utterances' labels; classes are in alphabetical order."""
-    ordered = sorted(utterances, key=lambda utterance: utterance.id)
-    classes = tuple(sorted({str(utterance.label) for utterance in ordered}))
-    if len(classes) < 2:
-        raise ProtocolError(f"All utterances are labelled {classes[0]!r}: there is nothing to tell apart.")
-    labels = np.array([classes.index(str(utterance.label)) for utterance in ordered], np.int64)
-    ids, speakers = [utterance.id for utterance in ordered], [utterance.speaker for utterance in ordered]
-    return Task(streams, ids, labels, classes, tuple(folds), device, speakers)
-
-
-def relabelled(utterance: Utterance, column: str) -> Utterance:
-    """Return an utterance whose label is what a column of the manifest says; None where that says nothing.
-
-    Raises:
-        ConfigError: the column holds no plain value.
-    """
-    if column == "label":
-        return utterance
-    value = utterance.column(column)
-    if isinstance(value, Mapping | list):
-        raise ConfigError(
-            f"The column {column!r} cannot be learnt: {utterance.id!r} has {value!r} there. Name a column of texts, "
-            "numbers or flags."
-        )
-    missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-    return replace(utterance, label=None if missing else str(value))
-
-
-def covered(
-    utterances: Sequence[Utterance], streams: dict[str, CachedStream], config: TrainConfig, cache: Cache
-) -> tuple[list[Utterance], list[str]]:
-    """Return the utterances that every stream holds, and the ids of the others."""
-    failures = {name: stream.failures for name, stream in streams.items()}  # of inputs as they are now
-    lacking = {
-        utterance.id: name
-        for utterance in utterances
-        for name, stream in streams.items()
-        if utterance.id not in stream or utterance.id in failures[name]
-    }
-    if lacking and config.missing == "error":
-        first, name = next(iter(lacking.items()))
-        reason = failures[name].get(first, "never extracted")
-        raise CacheError(
-            f"{streams[name].name} lacks {len(lacking)} of {len(utterances)} utterances, such as {first!r} ({reason}). "
-            f"See 'featcache coverage {cache.path} MANIFEST'; extract them, or leave them out with --missing drop."
-        )
-    kept = [utterance for utterance in utterances if utterance.id not in lacking]
-    if utterances and not kept:
-        raise CacheError(f"{', '.join(stream.name for stream in streams.values())} holds none of the utterances.")
-    return kept, list(lacking)

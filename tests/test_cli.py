@@ -312,7 +312,7 @@ def test_verify_says_nothing_of_a_whole_cache_and_names_what_is_broken(tmp_path:
         (["corpus", "iemocapp", "."], "no corpus 'iemocapp'. Known: "),
         (["corpus", "emodb", "gone"], "There is no folder 'gone'"),
         (["train-heads", "M", "--cache", "gone", "--stream", "x"], "There is no cache 'gone'"),
-        (["train-heads", "M", "--head", "transformer"], "no head 'transformer'. Known: encoder_decoder, layer_mix"),
+        (["train-heads", "M", "--head", "transformer"], "no head 'transformer'. Known: ecapa, encoder_decoder"),
         (["fuse", "gone", "--weights", "1", "--out", "x"], "'gone' is not a run"),
         (["fuse", "gone", "--weights", "a", "--out", "x"], "--weights takes numbers"),
         (["info", "gone"], "There is no cache 'gone'"),

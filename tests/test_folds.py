@@ -507,3 +507,65 @@ def test_the_speakers_shared_by_emobox_folds_of_emodb_are_caught(shared_data):
     with pytest.raises(ProtocolError, match="10 speakers are in train and in test"):
         make_folds(utterances, shared_data / "emobox" / "emodb")
     assert not make_folds(utterances, shared_data / "emobox" / "emodb", allow={"speaker"}).speaker_independent
+
+
+@pytest.mark.parametrize(("argument", "shares"), [("70/20/10", (0.7, 0.2, 0.1)), ("0.8/0.1/0.1", (0.8, 0.1, 0.1))])
+def test_stratified_gives_every_class_its_share_of_every_part(argument, shares):
+    utterances = corpus(num_sessions=5, per_class=4)  # 40 of each class
+    folds = make_folds(utterances, f"stratified:{argument}")
+    labels = {one.id: one.label for one in utterances}
+    [fold] = folds
+    assert fold.name == "speaker-dependent"
+    assert sorted(fold.train + fold.validation + fold.test) == sorted(labels)
+    for part, share in zip(fold.parts.values(), shares, strict=True):
+        assert Counter(labels[name] for name in part) == dict.fromkeys(LABELS, round(40 * share))
+    assert not folds.speaker_independent
+    assert names_of(folds.leaks) == {"speaker"}
+    assert make_folds(reversed(utterances), f"stratified:{argument}").folds == folds.folds
+    assert make_folds(utterances, f"stratified:{argument}", seed=1).folds != folds.folds
+
+
+def test_stratified_has_small_classes_in_every_part_that_they_can_be_in():
+    counts = {"one": 1, "two": 2, "three": 3, "many": 30}
+    utterances = [
+        Utterance(f"{label}{n}", label=label, speaker="s") for label, num in counts.items() for n in range(num)
+    ]
+    [fold] = make_folds(utterances, "stratified:70/20/10")
+    found = {part: {name.rstrip("0123456789") for name in ids} for part, ids in fold.parts.items()}
+    assert found == {"train": set(counts), "validation": {"three", "many"}, "test": {"two", "three", "many"}}
+
+
+@pytest.mark.parametrize("argument", ["70/20", "70/20/20", "70/30/0", "a/b/c", "nan/1/1", "-10/100/10", "inf/1/1"])
+def test_stratified_wants_three_shares(argument):
+    with pytest.raises(ProtocolError, match="three shares"):
+        make_folds(corpus(), f"stratified:{argument}")
+
+
+@pytest.mark.parametrize("kind", ["session", "speaker", "column:sex", "random:3"])
+def test_within_divides_each_training_part_and_never_sees_what_is_tested(kind):
+    utterances = corpus(num_sessions=3, per_class=10)
+    outer = {fold.name: fold for fold in make_folds(utterances, kind, validation=0)}
+    folds = make_folds(utterances, f"within:{kind}")
+    assert [fold.name for fold in folds] == list(outer)
+    for fold in folds:
+        everything = fold.train + fold.validation + fold.test
+        assert sorted(everything) == sorted(outer[fold.name].train)
+        assert abs(len(fold.test) - 0.1 * len(everything)) <= 2 == len(fold.test) - len(fold.validation) + 2
+
+
+def test_within_learns_speakers_inside_each_fold():
+    rows = [replace(one, label=one.speaker) for one in corpus(num_sessions=3, per_class=5)]
+    folds = make_folds(rows, "within:session")
+    for fold in folds:
+        heard = speakers_of(fold.train, rows)
+        assert len(heard) == 4
+        assert speakers_of(fold.test, rows) == speakers_of(fold.validation, rows) == heard
+        assert not any(name.startswith(f"Ses0{fold.name}") for name in fold.train + fold.validation + fold.test)
+
+
+def test_within_of_a_file_keeps_out_its_validation_too(tmp_path):
+    utterances = corpus(num_sessions=2)
+    ids = [one.id for one in utterances]
+    save_folds([Fold("f", tuple(ids[:20]), tuple(ids[20:30]), tuple(ids[30:]))], tmp_path / "f.json")
+    [fold] = make_folds(utterances, f"within:{tmp_path / 'f.json'}", allow=("class",))
+    assert sorted(fold.train + fold.validation + fold.test) == sorted(ids[:20])

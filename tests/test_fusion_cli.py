@@ -129,9 +129,9 @@ def test_runs_of_the_same_name_have_columns_of_their_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--weights", "best"], "such as 0.6,1.0, or search, or stack; got 'best'"),
-        (["--weights", "1", "--search-on", "validation"], "--search-on is for --weights search or stack"),
-        (["--weights", "1", "--select-by", "wa"], "--select-by is for --weights search or stack"),
+        (["--weights", "best"], "such as 0.6,1.0, or search, stack or joint; got 'best'"),
+        (["--weights", "1", "--search-on", "validation"], "--search-on is for --weights search, stack or joint"),
+        (["--weights", "1", "--select-by", "wa"], "--select-by is for --weights search, stack or joint"),
         (["--weights", "search", "--search-on", "test"], "--search-on takes validation or other-folds, got 'test'"),
         (["--weights", "search", "--select-by", "f1"], "--select-by takes ua or wa, got 'f1'"),
         (["--weights", "search", "--space", "logit"], "--space takes prob or log, got 'logit'"),

@@ -150,14 +150,25 @@ SETUPS: Mapping[str, Setup] = {
         lambda folder: speech_checkpoint(folder / "models" / "small"),
         lambda folder: {"hidden_states": {"checkpoint": str(folder / "models" / "small")}},
     ),
+    "conv_features": Setup(
+        lambda folder: speech_checkpoint(folder / "models" / "small"),
+        lambda folder: {"conv_features": {"checkpoint": str(folder / "models" / "small")}},
+    ),
     "token_states": Setup(
         lambda folder: text_checkpoint(folder / "models" / "small"),
         lambda folder: {"token_states": {"checkpoint": str(folder / "models" / "small")}},
     ),
+    "tokens": Setup(
+        lambda folder: text_checkpoint(folder / "models" / "small"),
+        lambda folder: {"tokens": {"checkpoint": str(folder / "models" / "small")}},
+    ),
+    "characters": plain("characters"),
+    "waveform": plain("waveform"),
     "log_mel": plain("log_mel"),
     "egemaps": plain("egemaps"),
     "speaker": plain("speaker"),
     "ge2e_states": plain("ge2e_states"),
+    "ge2e_mels": plain("ge2e_mels"),
     "alignment": Setup(write_intervals, lambda folder: {"alignment": imported(folder)}),
     "phones": Setup(write_intervals, lambda folder: {"alignment": imported(folder), "phones": {}}),
     "mfa": Setup(lambda folder: Fake(folder / "mfa"), lambda folder: {"alignment": mfa_settings(folder)}),
@@ -166,8 +177,12 @@ SETUPS: Mapping[str, Setup] = {
         lambda folder: {"alignment": alignment("pocketsphinx", dictionary=str(folder / "own.dict"), **LOOSE)},
     ),
 }
-AUDIO = ("hidden_states", "log_mel", "egemaps", "speaker", "ge2e_states", "alignment", "phones")
+VOLUME = ("hidden_states", "conv_features", "log_mel", "egemaps", "speaker", "ge2e_states")
+SOUND = (*VOLUME, "waveform", "ge2e_mels")
+AUDIO = (*SOUND, "alignment", "phones")
 CHECKPOINTS = ("hidden_states", "token_states")
+PARTIAL = ("conv_features", "tokens")
+"""Those that read a part of their checkpoint, and are identified by the whole of it."""
 
 
 @pytest.fixture(scope="module")
@@ -336,45 +351,56 @@ class Miss:
 FIRST, LAST = ("u0",), ("u2",)
 RESAMPLED = r"its audio, or what resamples it \(now soxr-[\d.]+-HQ\), changed"
 WAITS = "is made of alignment-[0-9a-f]{8}, which is to be computed first"
-_VOLUME = ("hidden_states", "log_mel", "egemaps", "speaker", "ge2e_states")
 MISSES = [
     Miss("one weight", CHECKPOINTS, one_weight, "checkpoint.weights_sha256: "),
+    Miss("one weight", PARTIAL, one_weight, "checkpoint.weights_sha256: ", others=()),
     Miss("one weight", ("speaker", "ge2e_states"), one_speaker_weight, "checkpoint.weights_sha256: "),
     Miss("config of the checkpoint", CHECKPOINTS, partial(model_file, file="config.json", layer_norm_eps=0.1),
          "checkpoint.config_sha256: "),
-    Miss("name of the checkpoint", CHECKPOINTS, renamed_checkpoint, "checkpoint.name: small -> other", others=()),
+    Miss("config of the checkpoint", PARTIAL, partial(model_file, file="config.json", layer_norm_eps=0.1),
+         "checkpoint.config_sha256: ", others=()),
+    Miss("name of the checkpoint", (*CHECKPOINTS, *PARTIAL), renamed_checkpoint, "checkpoint.name: small -> other",
+         others=()),
     Miss("tap", ("hidden_states",), partial(settings, tap="final_norm"), "settings.tap: layer_outputs -> final_norm"),
-    Miss("normalise", ("hidden_states",), partial(settings, normalise=False), "settings.normalise: True -> False"),
-    Miss("preprocessor of the checkpoint", ("hidden_states",),
+    Miss("normalise", ("hidden_states", "conv_features"), partial(settings, normalise=False),
+         "settings.normalise: True -> False"),
+    Miss("preprocessor of the checkpoint", ("hidden_states", "conv_features"),
          partial(model_file, file="preprocessor_config.json", do_normalize=False),
          "settings.normalise: True -> False"),
-    Miss("pad", ("hidden_states",), partial(settings, pad="match_log_mel"), "settings.pad: none -> match_log_mel"),
-    Miss("compute dtype", CHECKPOINTS, partial(options, compute_dtype="bfloat16"),
+    Miss("pad", ("hidden_states", "conv_features"), partial(settings, pad="match_log_mel"),
+         "settings.pad: none -> match_log_mel"),
+    Miss("compute dtype", (*CHECKPOINTS, "conv_features"), partial(options, compute_dtype="bfloat16"),
          "compute_dtype: float32 -> bfloat16"),
-    *(Miss(f"stored as {dtype}", ("token_states", *_VOLUME), partial(options, dtype=dtype),
+    *(Miss(f"stored as {dtype}", ("token_states", *VOLUME), partial(options, dtype=dtype),
            rf"\bdtype: float16 -> {dtype}") for dtype in ("float32", "int8")),
     Miss("layers", ("token_states",), partial(settings, layers="last"), "settings.layers: all -> last"),
-    Miss("most tokens", ("token_states",), partial(settings, max_tokens=30), "settings.max_tokens: None -> 30",
-         others=()),
-    Miss("truncate", ("token_states",), partial(settings, truncate=True), "settings.truncate: False -> True",
-         others=()),
-    Miss("one entry of the vocabulary", ("token_states",), one_vocabulary_entry, "checkpoint.tokenizer_sha256: ",
-         others=FIRST),
-    Miss("tokenizer that keeps case", ("token_states",),
+    Miss("layers", ("hidden_states",), partial(settings, layers="last"), "settings.layers: not there -> last"),
+    Miss("most tokens", ("token_states", "tokens"), partial(settings, max_tokens=30),
+         "settings.max_tokens: None -> 30", others=()),
+    Miss("truncate", ("token_states", "tokens"), partial(settings, truncate=True),
+         "settings.truncate: False -> True", others=()),
+    Miss("one entry of the vocabulary", ("token_states", "tokens"), one_vocabulary_entry,
+         "checkpoint.tokenizer_sha256: ", others=FIRST),
+    Miss("tokenizer that keeps case", ("token_states", "tokens"),
          partial(model_file, file="tokenizer_config.json", do_lower_case=False), "checkpoint.tokenizer_sha256: ",
          others=()),
-    *(Miss(f"{file} beside the others", ("token_states",), partial(model_file, file=file, version="1.0"),
+    *(Miss(f"{file} beside the others", ("token_states", "tokens"), partial(model_file, file=file, version="1.0"),
            "checkpoint.tokenizer_sha256: ", others=()) for file in ("sentencepiece.model", "tokenizer.4.0.0.json")),
-    Miss("one character", ("token_states",), partial(utterance, name="u0", text="the weather is lovely."),
+    Miss("special tokens", ("token_states",), partial(settings, special_tokens=True),
+         "settings.special_tokens: False -> True"),
+    Miss("characters left out", ("characters",), partial(settings, unknown="drop"), "settings.unknown: error -> drop"),
+    Miss("one letter less", ("characters",), partial(settings, vocabulary="ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+         "settings.vocabulary: "),
+    Miss("one character", ("token_states", "tokens", "characters"), partial(utterance, name="u0", text="the weather is lovely."),
          "'u0': its text changed", FIRST),
     Miss("one character", ("alignment", "phones"), partial(utterance, name="u0", text="the weather is lovely."),
          "'u0': its text changed", FIRST, others=()),
     Miss("one character", ("pocketsphinx", "mfa"), partial(utterance, name="u0", text="the weather is lonely"),
          "'u0': its text changed", FIRST),
-    Miss("one sample by one step", _VOLUME, one_sample, "'u0': its audio changed", FIRST),
+    Miss("one sample by one step", SOUND, one_sample, "'u0': its audio changed", FIRST),
     Miss("one sample by one step", ("alignment", "phones", "pocketsphinx"), one_sample, "'u0': its audio changed",
          FIRST, others=()),
-    Miss("another sample rate", _VOLUME, another_rate, f"'u0': {RESAMPLED}", FIRST),
+    Miss("another sample rate", SOUND, another_rate, f"'u0': {RESAMPLED}", FIRST),
     Miss("another sample rate", ("alignment", "phones"), another_rate, f"'u0': {RESAMPLED}", FIRST, others=()),
     Miss("another resampler", AUDIO, another_resampler, f"'u2': {RESAMPLED.replace(chr(92) + 'd.', '99.0')}", LAST,
          others=()),
@@ -382,18 +408,22 @@ MISSES = [
     Miss("definition of the mels", ("log_mel",), partial(settings, definition="mel128_10ms"),
          "settings.definition: mel80_20ms -> mel128_10ms"),
     Miss("cut silences", ("speaker",), partial(settings, preprocess=False), "settings.preprocess: True -> False"),
-    Miss("level", ("ge2e_states",), partial(settings, target_rms=0.04), "settings.target_rms: 0.03 -> 0.04"),
+    Miss("level", ("ge2e_states", "ge2e_mels"), partial(settings, target_rms=0.04),
+         "settings.target_rms: 0.03 -> 0.04"),
     *(Miss(f"release of {package}", (world,), partial(release, where=where, package=package),
            f"libraries.{package}: [^;]+ -> 99.0", others=())
       for world, where, package in (
-          ("token_states", "featcache.streams.token_states.version", "transformers"),
-          ("token_states", "featcache.streams.token_states.version", "tokenizers"),
+          ("token_states", "featcache.text_encoders.version", "transformers"),
+          ("token_states", "featcache.text_encoders.version", "tokenizers"),
+          ("tokens", "featcache.text_encoders.version", "transformers"),
+          ("tokens", "featcache.text_encoders.version", "tokenizers"),
           ("log_mel", "featcache.streams.log_mel.version", "librosa"),
           ("log_mel", "featcache.streams.log_mel.version", "scipy"),
           ("egemaps", "featcache.streams.egemaps.version", "opensmile"),
           ("speaker", "featcache.ge2e.version", "librosa"),
           ("speaker", "featcache.streams.speaker.version", "webrtcvad"),
           ("ge2e_states", "featcache.ge2e.version", "librosa"),
+          ("ge2e_mels", "featcache.ge2e.version", "librosa"),
           ("pocketsphinx", "importlib.metadata.version", "pocketsphinx"),
           ("pocketsphinx", "importlib.metadata.version", "num2words"),
           ("mfa", "importlib.metadata.version", "num2words"),
@@ -562,8 +592,8 @@ class Hit:
 
 
 EVERY = tuple(SETUPS)
-OWN_COMPUTE = tuple(name for name in EVERY if name not in CHECKPOINTS)
-EXACT = ("alignment", "phones", "mfa", "pocketsphinx")
+OWN_COMPUTE = tuple(name for name in EVERY if name not in (*CHECKPOINTS, "conv_features"))
+EXACT = ("alignment", "phones", "mfa", "pocketsphinx", "tokens", "characters", "waveform", "ge2e_mels")
 HITS = [
     Hit("nothing", EVERY, lambda _: None),
     Hit("device", EVERY, partial(options, device="cuda:7")),  # not even asked for
@@ -584,21 +614,21 @@ HITS = [
     Hit("cache moved", EVERY, moved_cache),
     Hit("cache linked", EVERY, linked_cache),
     Hit("cache by a relative path", EVERY, relative_cache),
-    Hit("checkpoint moved", CHECKPOINTS, moved_checkpoint),
-    Hit("checkpoint linked", CHECKPOINTS, linked_checkpoint),
-    Hit("who saved the checkpoint", CHECKPOINTS, saved_by_another_release),
-    Hit("the default, said", ("hidden_states",), partial(settings, normalise=True)),
-    Hit("preprocessor that does the default", ("hidden_states",), without_the_preprocessors_default),
+    Hit("checkpoint moved", (*CHECKPOINTS, *PARTIAL), moved_checkpoint),
+    Hit("checkpoint linked", (*CHECKPOINTS, *PARTIAL), linked_checkpoint),
+    Hit("who saved the checkpoint", (*CHECKPOINTS, *PARTIAL), saved_by_another_release),
+    Hit("the default, said", ("hidden_states", "conv_features"), partial(settings, normalise=True)),
+    Hit("preprocessor that does the default", ("hidden_states", "conv_features"), without_the_preprocessors_default),
     # Its tap points are modules, so that releases do not decide what they give; see docs/design.md.
-    Hit("release of transformers", ("hidden_states",),
+    Hit("release of transformers", ("hidden_states", "conv_features"),
         partial(release, where="importlib.metadata.version", package="transformers")),
     Hit("release of the detector, not asked for", ("ge2e_states",),
         partial(release, where="featcache.streams.speaker.version", package="webrtcvad")),
     Hit("compute dtype", OWN_COMPUTE, partial(options, compute_dtype="bfloat16")),
     *(Hit(f"stored as {dtype}", EXACT, partial(options, dtype=dtype)) for dtype in ("float32", "int8")),
-    Hit("text", _VOLUME, partial(utterance, name="u0", text="something else")),
-    Hit("audio", ("token_states",), one_sample),
-    Hit("resampler", ("token_states",), another_resampler),
+    Hit("text", SOUND, partial(utterance, name="u0", text="something else")),
+    Hit("audio", ("token_states", "tokens", "characters"), one_sample),
+    Hit("resampler", ("token_states", "tokens", "characters"), another_resampler),
     Hit("files moved", ("alignment", "phones"), moved_files),
     Hit("a file of nobody", ("alignment", "phones"),
         lambda world: (world.folder / "files" / "u9.csv").write_text("nothing")),

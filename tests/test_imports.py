@@ -7,7 +7,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("featcache", "heads", "pipelines")
-PLUGIN_FOLDERS = ("featcache/corpora", "featcache/streams", "featcache/aligners", "featcache/backends", "heads/models")
+PLUGIN_FOLDERS = (
+    "featcache/corpora",
+    "featcache/streams",
+    "featcache/aligners",
+    "featcache/backends",
+    "heads/encoders",
+    "heads/models",
+)
 
 
 def imported(source: str) -> set[str]:

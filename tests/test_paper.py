@@ -68,7 +68,7 @@ def printed(paper: Paper) -> list[tuple[str, Numbers]]:
 
 def test_printed_means_and_deviations_are_those_of_the_printed_folds(paper: Paper) -> None:
     with_folds = [(where, numbers) for where, numbers in printed(paper) if numbers.folds]
-    assert with_folds
+    assert bool(with_folds) == (paper.name == "makiuchi2021")  # the others print no folds
     for where, numbers in with_folds:
         assert numbers.mean == pytest.approx(statistics.mean(numbers.folds), abs=ROUNDED), where
         assert numbers.std is not None

@@ -295,7 +295,7 @@ def test_a_broken_run_goes_on_to_the_same_bytes_and_is_not_done_twice(
     seen: list[int] = []
     corpus.probe(broken, "speaker", config, on_message=messages.append, on_progress=lambda done, _: seen.append(done))
     assert any("going on where it stopped" in message for message in messages)
-    assert seen[:4] == [30, 60, 70, 71]  # two folds were there whole, and the third up to its last evaluation
+    assert seen[:4] == [30, 60, 71, 72]  # two folds were there whole, and the third up to the step it was cut off at
     assert files(broken) == files(whole)
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
     again = corpus.probe(whole, "speaker", config, on_message=messages.append)

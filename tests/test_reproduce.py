@@ -21,14 +21,15 @@ from featcache import Manifest, Utterance
 from featcache.commit import StreamWriter
 from featcache.errors import CacheError, ConfigError, FeatcacheError, ProtocolError, UnknownNameError
 from heads.runs import read_run
-from pipelines import codes, jobs, probe, reproduce, train_heads
+from pipelines import codes, jobs, prepare, probe, reproduce, train_heads
 from pipelines.cli import app
 from pipelines.config import recorded_config
 from pipelines.jobs import Job
 from pipelines.paper import Paper, read_paper
 from pipelines.reporting.differences import differences
 from pipelines.reproduce import Reproduced
-from pipelines.reproduce_plan import Options, Plan, describe, make_plan
+from pipelines.reproduce_plan import Options, Plan, make_plan
+from pipelines.reproduce_show import describe
 
 LENGTHS = [6 + number % 7 for number in range(24)]
 THERE = "there (inputs not compared)"
@@ -278,9 +279,9 @@ def test_what_was_run_says_in_what_it_differs_from_the_papers_preset(finished: t
     assert "checkpoint of toy unset (somebody/large)" in told
     assert "validation" not in told
     assert "log_mel and speaker and phones in place of none" in runs["speech"][-1]
-    assert runs["light"][3].startswith("toy-")
-    assert runs["fused"][3] == "speech × 0.6 + light × 1"
-    assert runs["searched"][3].count("|") == 2
+    assert runs["light"][4].startswith("toy-")
+    assert runs["fused"][4] == "speech × 0.6 + light × 1"
+    assert runs["searched"][4].count("|") == 2
     assert any("2 of 2 trainings are not in the paper's form" in banner for banner in finished[0].document.banners)
 
 
@@ -315,7 +316,7 @@ def test_the_same_command_again_trains_nothing_and_writes_the_same_bytes(
     def never(*_: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train_heads, "make_task", never)
+    monkeypatch.setattr(prepare, "make_task", never)
     monkeypatch.setattr(probe, "_train", never)
     reproduce.run(plan, DEMO)
     assert here == ["speech", "light", "speech", "who", "sex", "phone"]
@@ -653,7 +654,7 @@ def test_the_papers_own_aligner_is_no_difference(
     paper = write_paper(tmp_path, **changes)
     plan = make_plan(paper, make_manifest(), tmp_path / "cache", tmp_path / "out", Options())
     [row] = reproduce.run(plan, Options()).document.runs.rows
-    assert f"aligned by {aligner}" in row[3]
+    assert f"aligned by {aligner}" in row[4]
     assert row[-1] == (told or "nothing")
 
 

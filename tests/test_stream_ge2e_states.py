@@ -3,14 +3,15 @@
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from makers import tone
+from makers import speech_checkpoint, tone
 
-from featcache import ge2e
+from featcache import checkpoints, ge2e
 from featcache.errors import CheckpointError, ConfigError, StreamError
 from featcache.settings import build
 from featcache.streams.ge2e_states import Ge2eStates
@@ -29,7 +30,7 @@ def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
     return bool(np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max())
 
 
-def states(samples: np.ndarray, **settings: float) -> np.ndarray:
+def states(samples: np.ndarray, **settings: Any) -> np.ndarray:
     [features] = Ge2eStates(**settings).load("cpu", "float32").extract([samples])
     return features.frames
 
@@ -146,3 +147,63 @@ def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ge2e, "_weights_path", lambda: tmp_path / "pretrained.pt")
     with pytest.raises(CheckpointError, match="does not hold the weights expected"):
         Ge2eStates().load("cpu", "float32")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The published weights, saved as an encoder that was trained further is."""
+    ge2e.save_encoder(tmp_path / "fold1", ge2e.load_weights())
+    return tmp_path / "fold1"
+
+
+def test_a_saved_copy_gives_the_same_states_bit_for_bit(saved: Path) -> None:
+    samples = tone(0.6)
+    np.testing.assert_array_equal(states(samples, checkpoint=str(saved)), states(samples))
+
+
+def test_weights_that_were_trained_further_give_other_states_under_another_name(saved: Path) -> None:
+    before = Ge2eStates(checkpoint=str(saved)).spec()
+    weights = ge2e.load_weights(str(saved))
+    weights["lstm.weight_hh_l2"] = 0.5 * weights["lstm.weight_hh_l2"]
+    ge2e.save_encoder(saved, weights)
+    samples = tone(0.6)
+    ours, published = states(samples, checkpoint=str(saved)), states(samples)
+    np.testing.assert_array_equal(ours[:2], published[:2])
+    assert not np.allclose(ours[2], published[2], atol=1e-3)
+    after = Ge2eStates(checkpoint=str(saved)).spec()
+    assert len({before.name, after.name, Ge2eStates().spec().name}) == 3
+    assert after.checkpoint == checkpoints.resolve(str(saved)).identity()
+    assert after.settings == Ge2eStates().spec().settings
+
+
+def test_the_published_weights_keep_their_name() -> None:
+    spec = Ge2eStates().spec()
+    assert spec.checkpoint == {"name": "resemblyzer", "weights_sha256": checkpoints.file_sha256(ge2e._weights_path())}
+
+
+def test_saving_writes_the_same_bytes_and_nothing_that_the_network_has_not(saved: Path) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert sorted(before) == ["config.json", "model.safetensors"]
+    weights = dict(reversed(ge2e.load_weights(str(saved)).items()))
+    ge2e.save_encoder(saved, {**weights, "similarity_weight": torch.ones(1)})
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_weights_that_are_not_the_networks_are_not_saved(tmp_path: Path) -> None:
+    weights = ge2e.load_weights()
+    with pytest.raises(CheckpointError, match=r"lstm.bias_ih_l1 is of shape \(3,\), not \(1024,\)"):
+        ge2e.save_encoder(tmp_path / "e", {**weights, "lstm.bias_ih_l1": torch.ones(3)})
+    del weights["linear.bias"]
+    with pytest.raises(CheckpointError, match="linear.bias is missing"):
+        ge2e.save_encoder(tmp_path / "e", weights)
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_checkpoint_that_is_no_speaker_encoder_is_named(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="of type 'wav2vec2'; ge2e_states takes a speaker encoder"):
+        Ge2eStates(checkpoint=str(speech_checkpoint(tmp_path / "w"))).spec()
+    with pytest.raises(CheckpointError, match="There is no checkpoint folder"):
+        Ge2eStates(checkpoint=str(tmp_path / "nothing")).spec()
+    (saved / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="does not hold the weights expected .* Save the encoder again"):
+        Ge2eStates(checkpoint=str(saved)).load("cpu", "float32")

@@ -1,4 +1,4 @@
-"""Both log-mels equal their definitions, written out a second time here."""
+"""Log-mels and cepstra equal their definitions: written out a second time here, or librosa's own."""
 
 import math
 from pathlib import Path
@@ -9,11 +9,19 @@ import soundfile
 from makers import tone
 from scipy import signal
 
+import featcache
+from featcache import Manifest, Utterance
 from featcache.errors import ConfigError, StreamError
+from featcache.extract import Options, extract
 from featcache.settings import build
 from featcache.streams.log_mel import LogMel
 
-DEFINITIONS = {"mel80_20ms": (320, 201, 80), "mel128_10ms": (160, 257, 128)}
+DEFINITIONS = {
+    "mel80_20ms": (320, 201, 80),
+    "mel128_10ms": (160, 257, 128),
+    "mel128_22khz": (512, 1, 128),
+    "mfcc_22khz": (512, 1, 20),
+}
 """Hop, fewest samples, mels."""
 
 
@@ -92,6 +100,55 @@ def test_mel80_is_autovcs_code_with_another_fft_and_hop() -> None:
     mel = spectrum @ librosa.filters.mel(sr=16000, n_fft=400, fmin=90, fmax=7600, n_mels=80).T
     level = 20 * np.log10(np.maximum(np.exp(-100 / 20 * np.log(10)), mel)) - 16
     np.testing.assert_allclose(compute(samples, "mel80_20ms"), np.clip((level + 100) / 100, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 1.2345])
+def test_the_ones_at_22_khz_are_librosas_defaults(seconds: float) -> None:
+    import librosa
+
+    samples = tone(seconds, rate=22050).astype(np.float64)
+    samples[: len(samples) // 3] *= 1e-5  # so that 80 dB below the loudest cuts something
+    mel = librosa.power_to_db(librosa.feature.melspectrogram(y=samples, sr=22050))
+    assert (mel == mel.max() - 80).any()
+    np.testing.assert_allclose(compute(samples, "mel128_22khz"), mel.T, atol=1e-4)
+    np.testing.assert_allclose(compute(samples, "mfcc_22khz"), librosa.feature.mfcc(y=samples, sr=22050).T, atol=1e-3)
+
+
+def test_the_cosine_transform_is_its_formula() -> None:
+    samples = tone(0.2, rate=22050)
+    mel, mfcc = compute(samples, "mel128_22khz"), compute(samples, "mfcc_22khz")
+    at = (np.arange(128) + 0.5) * np.pi / 128
+    for coefficient, scale in ((0, 1 / 128), (1, 2 / 128), (19, 2 / 128)):
+        expected = np.sqrt(scale) * mel @ np.cos(coefficient * at)
+        np.testing.assert_allclose(mfcc[:, coefficient], expected, rtol=1e-5, atol=1e-3)
+
+
+def test_audio_is_resampled_to_the_rate_of_the_definition(tmp_path: Path) -> None:
+    """From rates around it, and of lengths that do not come out even."""
+    utterances, rates = [], (8000, 16000, 22050, 44100, 48000)
+    for number, rate in enumerate(rates):
+        soundfile.write(tmp_path / f"{rate}.wav", tone(0.5 + 0.0137 * number, rate), rate, subtype="FLOAT")
+        utterances.append(Utterance(str(rate), audio=f"{rate}.wav"))
+    stream = build(LogMel, {"definition": "mel128_22khz"}, "stream log_mel")
+    assert (stream.sample_rate_hz, LogMel().sample_rate_hz) == (22050, 16000)
+    done = extract(Manifest(utterances, tmp_path), tmp_path / "cache", stream, Options(dtype="float32"))
+    assert not done.failures
+    cached = featcache.open(tmp_path / "cache")["log_mel"]
+    assert cached.spec.sample_rate_hz == 22050
+    for number, rate in enumerate(rates):
+        assert cached.num_frames(str(rate)) == 1 + round(round((0.5 + 0.0137 * number) * rate) * 22050 / rate) // 512
+    plain, _ = soundfile.read(tmp_path / "22050.wav", dtype="float32")
+    np.testing.assert_array_equal(cached["22050"][0], compute(plain, "mel128_22khz"))
+
+
+def test_the_first_definitions_are_identified_as_ever() -> None:
+    """Caches of before there were others stay good: their settings are the same, name by name."""
+    names = ("num_mels", "lowest_hz", "highest_hz", "fft", "window", "hop", "highpass_hz", "power", "scale")
+    for definition in ("mel80_20ms", "mel128_10ms"):
+        settings = build(LogMel, {"definition": definition}, "stream log_mel").spec().settings
+        assert tuple(settings) == ("definition", *names)
+    settings = build(LogMel, {"definition": "mfcc_22khz"}, "stream log_mel").spec().settings
+    assert (settings["sample_rate_hz"], settings["pad"], settings["num_coefficients"]) == (22050, "constant", 20)
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)

@@ -48,8 +48,38 @@ def test_frames_equal_the_model_called_directly(checkpoint: Path) -> None:
     assert close(features.frames[-1], output.last_hidden_state[0, 1:-1].numpy())
 
 
-def test_batching_changes_no_number(checkpoint: Path) -> None:
-    extractor = TokenStates(checkpoint=str(checkpoint)).load("cpu", "float32")
+def test_special_tokens_are_frames_where_they_are_asked_for(checkpoint: Path) -> None:
+    features = compute(checkpoint, TEXTS[0], special_tokens=True)
+    words = ["[CLS]", "the", "weather", "is", "love", "##ly", "today", ".", "[SEP]"]
+    ids = [VOCABULARY.index(token) for token in words]
+    with torch.inference_mode():
+        output = AutoModel.from_pretrained(checkpoint).eval()(torch.tensor([ids]), output_hidden_states=True)
+    assert features.frames.shape[1] == len(words)
+    assert close(features.frames, torch.cat(output.hidden_states).numpy())
+    assert close(features.frames[-1], output.last_hidden_state[0].numpy())
+    assert features.frame_arrays["token_ids"].tolist() == ids
+    assert features.frame_arrays["word_ids"][[0, -1]].tolist() == [-1, -1]
+    assert features.frame_arrays["char_span"][[0, -1]].tolist() == [[0, 0], [0, 0]]
+
+
+def test_without_special_tokens_frames_are_those_between_them(checkpoint: Path) -> None:
+    for text in TEXTS:
+        between, whole = compute(checkpoint, text), compute(checkpoint, text, special_tokens=True)
+        np.testing.assert_array_equal(between.frames, whole.frames[:, 1:-1])
+        for name, values in whole.frame_arrays.items():
+            np.testing.assert_array_equal(between.frame_arrays[name], values[1:-1])
+
+
+def test_a_cut_text_keeps_its_special_tokens(tmp_path: Path) -> None:
+    folder = text_checkpoint(tmp_path / "t")
+    cut = compute(folder, "so happy so sad", max_tokens=3, truncate=True, special_tokens=True)
+    assert cut.utterance_arrays["tokens_cut"] == 1
+    np.testing.assert_array_equal(cut.frames, compute(folder, "so happy so", special_tokens=True).frames)
+
+
+@pytest.mark.parametrize("special_tokens", [False, True])
+def test_batching_changes_no_number(checkpoint: Path, special_tokens: bool) -> None:
+    extractor = TokenStates(checkpoint=str(checkpoint), special_tokens=special_tokens).load("cpu", "float32")
     for text, batched in zip(TEXTS, extractor.extract(TEXTS), strict=True):
         [alone] = extractor.extract([text])
         assert batched.frames.shape == alone.frames.shape
@@ -157,6 +187,7 @@ def test_everything_that_decides_numbers_changes_the_digest_and_a_moved_folder_d
         TokenStates(checkpoint=str(folder), layers="last").spec(),
         TokenStates(checkpoint=str(folder), max_tokens=5).spec(),
         TokenStates(checkpoint=str(folder), truncate=True).spec(),
+        TokenStates(checkpoint=str(folder), special_tokens=True).spec(),
         TokenStates(checkpoint=str(recased)).spec(),
         TokenStates(checkpoint=str(reseeded)).spec(),
     ]

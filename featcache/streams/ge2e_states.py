@@ -7,7 +7,6 @@ leave-one-speaker-out, mean and standard deviation of all three layers and a log
 recall of 86.8 %.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +14,6 @@ from typing import ClassVar
 import numpy as np
 
 from featcache import ge2e
-from featcache.errors import ConfigError
 from featcache.stream import Extractor, Features, Stream, StreamSpec
 
 
@@ -26,11 +24,14 @@ class Ge2eStates(Stream):
     Attributes:
         target_rms: root mean square that an utterance's samples are scaled to; full scale is 1. The default is
             about the -30 dBFS that the encoder was trained at.
+        checkpoint: folder of an encoder that was trained further (:func:`featcache.ge2e.save_encoder`); None is the
+            published one.
     """
 
     title: ClassVar[str] = "states of the three LSTM layers of Resemblyzer's speaker encoder"
 
     target_rms: float = 0.03
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         """Check the level.
@@ -38,8 +39,7 @@ class Ge2eStates(Stream):
         Raises:
             ConfigError: it is not a positive number.
         """
-        if not (math.isfinite(self.target_rms) and self.target_rms > 0):
-            raise ConfigError(f"target_rms must be a positive number, such as 0.03, got {self.target_rms!r}.")
+        ge2e.check_level(self.target_rms)
 
     def spec(self, dtype: str = "float16", compute_dtype: str = "float32") -> StreamSpec:
         """Return what decides the numbers. The encoder runs in float32, whatever `compute_dtype` asks."""
@@ -53,7 +53,7 @@ class Ge2eStates(Stream):
             frame_shift_s=ge2e.HOP / ge2e.SAMPLE_RATE_HZ,
             sample_rate_hz=self.sample_rate_hz,
             libraries=ge2e.libraries(),
-            checkpoint=ge2e.identity(),
+            checkpoint=ge2e.identity(self.checkpoint),
             compute_dtype="float32",
             dtype=dtype,
             notes="lstm_N: output of LSTM layer N, from -1 to 1; frame i is around sample 160 * i",
@@ -61,11 +61,11 @@ class Ge2eStates(Stream):
 
     def load(self, device: str, compute_dtype: str) -> "Ge2eStatesExtractor":
         """Load the encoder."""
-        return Ge2eStatesExtractor(ge2e.Encoder(device), self.target_rms)
+        return Ge2eStatesExtractor(ge2e.Encoder(device, self.checkpoint), self.target_rms)
 
     def num_frames(self, num_samples: int) -> int:
         """Return ``1 + num_samples // 160``; 0 below one window of 400 samples."""
-        return 1 + num_samples // ge2e.HOP if num_samples >= ge2e.WINDOW else 0
+        return ge2e.num_frames(num_samples)
 
     def batches(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         """Put utterances of similar length together; on two cores, 8 at a time take half the time of one at a time."""
@@ -91,9 +91,5 @@ class Ge2eStatesExtractor(Extractor):
 
     def extract(self, inputs: Sequence[np.ndarray]) -> list[Features]:
         """Compute a batch of ``(samples,)`` float32 arrays at 16 kHz."""
-        mels = [ge2e.mel_power(self._scaled(samples)) for samples in inputs]
+        mels = [ge2e.mel_power(ge2e.scaled(samples, self._target_rms)) for samples in inputs]
         return [Features(states) for states in self._encoder.states(mels)]
-
-    def _scaled(self, samples: np.ndarray) -> np.ndarray:
-        ge2e.check_signal(samples)
-        return (samples.astype(np.float64) * (self._target_rms / ge2e.rms(samples))).astype(np.float32)

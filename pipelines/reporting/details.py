@@ -59,8 +59,8 @@ class LayerWeights:
 
     Attributes:
         folds: (folds,) names.
-        layers: (layers,) positions in the stream.
-        names: (layers,) names.
+        layers: (layers,) positions in the stream; of several streams, counted through all of them.
+        names: (layers,) names; ``STREAM: LAYER`` of several streams.
         values: (folds, layers) weights.
     """
 
@@ -68,6 +68,13 @@ class LayerWeights:
     layers: tuple[int, ...]
     names: tuple[str, ...]
     values: Floats
+
+    @property
+    def streams(self) -> list[tuple[str, range]]:
+        """Name of each stream (empty where there is but one) and where its layers stand, whose weights sum to 1."""
+        starts = [at for at, name in enumerate(self.names) if at == 0 or _stream(name) != _stream(self.names[at - 1])]
+        ends = [*starts[1:], len(self.names)]
+        return [(_stream(self.names[start]), range(start, end)) for start, end in zip(starts, ends, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +241,10 @@ def read_candidates(folder: Path, folds: Sequence[str]) -> Candidates | None:
     except ScoresError as error:
         raise ScoresError(f"{str(table.path)!r}: {error}") from None
     return found
+
+
+def _stream(name: str) -> str:
+    return name.rpartition(": ")[0]
 
 
 def _grid(

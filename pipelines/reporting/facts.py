@@ -6,9 +6,9 @@ say less, or other things in their place: what is not understood is not shown he
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
+from heads.fold_kinds import plain_kind
 from heads.folds import KINDS
 from pipelines.reporting.wording import distinct, text, texts
 
@@ -34,8 +34,7 @@ def inputs(config: Mapping[str, Any]) -> str:
 
 def folds(config: Mapping[str, Any], num_folds: int) -> str:
     """Return the kind of folds, where the run says it, and how many there are."""
-    # Folds from a file are called by its name.
-    kind = PurePath(text(config.get("folds"))).name
+    kind = plain_kind(text(config.get("folds")))
     return f"{kind} ({num_folds})" if kind else str(num_folds)
 
 
@@ -89,7 +88,8 @@ def _weights(config: Mapping[str, Any]) -> str:
     }
     if not searched_on:
         return "given" if "fused" in config else ""
-    how = "learned (logistic stacking)" if config.get("method") == "stack" else "searched"
+    learned = {"stack": "learned (logistic stacking)", "joint": "learned (joint linear layers)"}
+    how = learned.get(str(config.get("method")), "searched")
     return f"{how} on {where.get(searched_on, searched_on)}" + (f", by {by.upper()}" if by else "")
 
 

@@ -139,12 +139,22 @@ def curves(found: Curves, ident: str) -> Plot:
 
 def layer_weights(found: LayerWeights, ident: str) -> Plot:
     """Return the weight of each layer, as a heat map over folds."""
-    mean = found.values.mean(axis=0)
-    top = int(mean.argmax())
-    largest = f"Largest mean: layer {found.layers[top]}, {found.names[top]} ({mean[top]:.3f})."
+    several = len(found.streams) > 1
+    largest = " ".join(
+        _largest(found, name, layers) for name, layers in found.streams if len(layers) > 1 or not several
+    )
     label = f"{len(found.layers)} layers, {len(found.folds)} folds. {largest}"
-    caption = f"Above: mean over folds; dashed, all layers alike. Below: full colour is {found.values.max():.3f}. "
+    alike = "all layers of a stream alike" if several else "all layers alike"
+    caption = f"Above: mean over folds; dashed, {alike}. Below: full colour is {found.values.max():.3f}. "
     return make_plot(ident, "Layer weights", plots.layer_weights(found), label, caption + largest)
+
+
+def _largest(found: LayerWeights, stream: str, layers: range) -> str:
+    mean = found.values.mean(axis=0)
+    top = max(layers, key=lambda layer: mean[layer])
+    of = f" of {stream} (layers {found.layers[layers[0]]} to {found.layers[layers[-1]]})" if stream else ""
+    name = found.names[top].removeprefix(f"{stream}: ") if stream else found.names[top]
+    return f"Largest mean{of}: layer {found.layers[top]}, {name} ({mean[top]:.3f})."
 
 
 def by_layer(found: LayerSweep, metric: str, ident: str) -> Plot:

@@ -238,7 +238,10 @@ def layer_weights(found: LayerWeights) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, heat_height))
     places = np.arange(num_layers)
     above.bar(places, found.values.mean(axis=0), color=FIRST, alpha=0.6, width=0.8)
-    above.axhline(1 / num_layers, color=SECOND, linestyle="--", linewidth=1)
+    for number, (_, layers) in enumerate(found.streams):
+        above.hlines(1 / len(layers), layers[0] - 0.5, layers[-1] + 0.5, SECOND, "--", linewidth=1)
+        if number:
+            above.axvline(layers[0] - 0.5, color=INK, linewidth=0.5)
     above.set_ylabel("mean weight")
     above.grid(visible=False, axis="x")
     # Opacity, not colour, carries the weight: it reads on light and on dark alike.

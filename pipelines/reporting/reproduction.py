@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from featcache.cache import Cache
+from featcache.families import is_family, open_family
 from featcache.manifest import Manifest
 from featcache.stream import StreamSpec
+from heads.fold_kinds import plain_kind
 from heads.folds import KINDS, FoldSet
 from heads.runs import Run
 from pipelines.config import TrainConfig, recorded_config
@@ -25,10 +27,13 @@ from pipelines.reporting.facts import inputs
 from pipelines.reporting.figures import Plot
 from pipelines.reporting.tables import Document, Grid, Line, Table, Values
 from pipelines.reporting.wording import percent, text
-from pipelines.reproduce_plan import Plan, Training, kind_of
+from pipelines.reproduce_plan import Plan, Training, kind_of, run_of
 
 SYNTHETIC = "Synthetic speech: these numbers say nothing of human speech."
-_RUNS = ("run", "preset", "head", "reads", "training", "utterances", "differs from the paper's preset in")
+RANDOM = "random weights: no result"
+_RUNS = (
+    "run", "preset", "head", "parameters", "reads", "training", "utterances", "differs from the paper's preset in",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,28 @@ def make_document(
     paper = plan.paper
     letters = _letters(paper)
     forms = _forms(plan, runs)
+    random = random_runs(plan, runs)
+    remarks = {**remarks, **dict.fromkeys(random, RANDOM)}
+    shown = {key: run for key, run in runs.items() if key not in random}
     return Document(
         title=paper.title,
         citation=paper.citation,
-        banners=_banners(plan, runs, remarks, forms),
+        banners=_banners(plan, runs, remarks, forms, random),
         facts=_facts(plan, runs),
-        tables=[_table(table, paper, runs, remarks, forms, letters, places or {}) for table in paper.tables],
+        tables=[_table(table, paper, shown, remarks, forms, letters, places or {}) for table in paper.tables],
         notes={letter: paper.notes[name] for name, letter in letters.items()},
         runs=_runs(plan, runs),
         figures=figures,
         links=links or {},
     )
+
+
+def random_runs(plan: Plan, runs: Mapping[str, Run]) -> list[str]:
+    """Return the runs that began with random weights where the paper's were trained, or are made of such a run."""
+    found = [key for key, run in runs.items() if (run.config or {}).get("random_weights")]
+    found += [key for key, probe in plan.probes.items() if probe.of.run in found]
+    found += [key for key, fusion in plan.fusions.items() if any(run in found for run in fusion.runs)]
+    return list(dict.fromkeys(found))
 
 
 def _letters(paper: Paper) -> dict[str, str]:
@@ -168,6 +184,10 @@ def _remarks(row: Row, runs: Mapping[str, Run], remarks: Mapping[str, str], form
         return [*found, remarks.get(row.run, "not run")]
     if row.run in forms:
         found.append(forms[row.run].words)
+    if row.parameters is not None:
+        here = (run.config or {}).get("parameters")
+        told = f"{here / 1e6:.1f} M" if isinstance(here, int) else "not counted"
+        found.append(f"parameters: {told} (paper {row.parameters / 1e6:.1f} M)")
     majority = (run.config or {}).get("majority")
     if isinstance(majority, Mapping) and majority:
         found.append(f"always the commonest class: {percent(float(np.mean(list(majority.values()))))} % accuracy")
@@ -201,17 +221,37 @@ def _instead(training: Training, run: Run, cache: Cache) -> list[str]:
     """Return what a training read in place of what the paper's reads: checkpoints by name, other streams by kind."""
     stated = (training.published_preset.get("extract") or {}).get("streams") or {}
     names = []
-    for spec in (cache[name].spec for name in recorded_config(run.config or {}).streams):
-        wanted, found = (stated.get(spec.kind) or {}).get("checkpoint"), (spec.checkpoint or {}).get("name")
-        if spec.kind not in training.published.streams:
-            names.append(spec.kind)
-        elif wanted is not None and not _alike("checkpoint", found, wanted):
+    for kind, spec in _specs(cache, recorded_config(run.config or {}).streams).items():
+        wanted, found = (stated.get(kind) or {}).get("checkpoint"), (spec.checkpoint or {}).get("name")
+        if kind not in training.published.streams:
+            names.append(kind)
+        elif wanted is not None and not run_of(kind) and not _alike("checkpoint", found, wanted):
             names.append(PurePath(str(found)).name if found else spec.kind)
     return names
 
 
-def _banners(plan: Plan, runs: Mapping[str, Run], remarks: Mapping[str, str], forms: Mapping[str, _Form]) -> list[str]:
+def _specs(cache: Cache, names: Sequence[str]) -> dict[str, StreamSpec]:
+    """Return streams by kind; of those that fold encoders made, by their common name, the first fold's."""
+    found = {}
+    for name in names:
+        stream = next(iter(open_family(cache, name).members.values())) if is_family(name) else cache[name]
+        found[kind_of(name)] = stream.spec
+    return found
+
+
+def _banners(
+    plan: Plan,
+    runs: Mapping[str, Run],
+    remarks: Mapping[str, str],
+    forms: Mapping[str, _Form],
+    random: Sequence[str],
+) -> list[str]:
     banners = []
+    if random:
+        banners.append(
+            f"{len(random)} of {len(runs)} runs began with random weights where the paper's were trained: they show "
+            "that everything runs, and their numbers are left out."
+        )
     if any((run.config or {}).get("synthetic") for run in runs.values()) or _is_synthetic(plan.manifest):
         banners.append(SYNTHETIC)
     if not _is_papers(plan):
@@ -289,7 +329,7 @@ def _folds(folds: FoldSet, config: TrainConfig) -> str:
     family = folds.kind.partition(":")[0]
     meaning = next((words for name, words in KINDS.items() if name.partition(":")[0] == family), "")
     cut = f"validation: {config.validation:g} of train, by {config.validation_by}" if config.validation else ""
-    kind = PurePath(folds.kind).name + (f" ({meaning})" if meaning else "")
+    kind = plain_kind(folds.kind) + (f" ({meaning})" if meaning else "")
     independent = "speaker-independent" if folds.speaker_independent else "not speaker-independent"
     return "; ".join(part for part in (f"{kind}, {len(folds)} folds", independent, cut) if part)
 
@@ -302,19 +342,50 @@ def _runs(plan: Plan, runs: Mapping[str, Run]) -> Grid:
         count = f"{len(set(run.scores.ids)):,}"
         if key in plan.trainings:
             training, made = plan.trainings[key], recorded_config(config)
-            reads = "; ".join(_stream(cache[name].spec) for name in made.streams)
+            specs = _specs(cache, made.streams)
+            reads = "; ".join(
+                f"{kind}: a stream a fold" if run_of(kind) else _stream(spec) for kind, spec in specs.items()
+            )
             lines = _differences(plan, training, run, cache)
-            rows.append([key, training.preset, made.head, reads, _fit(made), count, "; ".join(lines) or "nothing"])
+            rows.append(
+                [
+                    key,
+                    training.preset,
+                    made.head,
+                    _count(config),
+                    reads,
+                    _fit(made),
+                    count,
+                    "; ".join(lines) or "nothing",
+                ]
+            )
         elif key in plan.probes:
             probe = plan.probes[key]
             lines = differences(probe.config, probe.published)
             reads = f"the codes of {probe.of.run}, for {probe.of.target}"
             rows.append(
-                [key, probe.preset, probe.config.head, reads, _fit(probe.config), count, "; ".join(lines) or "nothing"]
+                [
+                    key,
+                    probe.preset,
+                    probe.config.head,
+                    _count(config),
+                    reads,
+                    _fit(probe.config),
+                    count,
+                    "; ".join(lines) or "nothing",
+                ]
             )
         else:
-            rows.append([key, "–", "fusion", _fused(config), text(config.get("method")) or "weights given", count, "–"])
-    return Grid(_RUNS, rows, [False, False, False, False, False, True, False])
+            rows.append(
+                [key, "–", "fusion", "–", _fused(config), text(config.get("method")) or "weights given", count, "–"]
+            )
+    return Grid(_RUNS, rows, [False, False, False, True, False, False, True, False])
+
+
+def _count(config: Mapping[str, Any]) -> str:
+    """Return how many parameters a run's module has, in words."""
+    count = config.get("parameters")
+    return f"{count:,}" if isinstance(count, int) else "–"
 
 
 def _fit(config: TrainConfig) -> str:
@@ -354,7 +425,7 @@ def _differences(plan: Plan, training: Training, run: Run, cache: Cache) -> list
     # What has no label no paper can have learnt from.
     made = replace(recorded_config(run.config or {}), drop_unlabelled=published.drop_unlabelled)
     stated = (training.published_preset.get("extract") or {}).get("streams") or {}
-    ours = {kind_of(name): cache[name].spec for name in made.streams}
+    ours = _specs(cache, made.streams)
     wanted = [kind for kind in published.streams if kind not in ours]
     instead = [kind for kind in ours if kind not in published.streams]
     lines = []
@@ -362,6 +433,8 @@ def _differences(plan: Plan, training: Training, run: Run, cache: Cache) -> list
         lines.append(f"{' and '.join(instead) or 'no stream'} in place of {' and '.join(wanted) or 'none'}")
     for kind, spec in ours.items():
         for name, value in (stated.get(kind) or {}).items():
+            if name == "checkpoint" and run_of(kind):
+                continue
             found = (spec.checkpoint or {}).get("name") if name == "checkpoint" else spec.settings.get(name)
             if not _alike(name, found, value):
                 lines.append(f"{name} of {kind} {text(found) or 'unset'} ({text(value) or 'unset'})")

@@ -1,0 +1,124 @@
+"""Streams of one fine-tuning run, a fold's each: ``hidden_states@w2v2-ft`` names them all.
+
+A family is of one kind, with one choice of settings, from the checkpoints of one run. In front of the ``@`` stands the
+kind, or the full name of one member where the kind was extracted with several choices of settings; behind it the run's
+name, or its digest where two runs have the same name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featcache import tuned
+from featcache.cache import Cache, CachedStream, read_spec
+from featcache.errors import CacheError, UnknownNameError
+from featcache.files import canonical_json, listed
+from featcache.stream import StreamSpec
+
+_FEWEST_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Family:
+    """The streams of one fine-tuning run.
+
+    Attributes:
+        name: what it was asked for as.
+        members: fold to its stream.
+    """
+
+    name: str
+    members: Mapping[str, CachedStream]
+
+    def member(self, fold: str) -> CachedStream:
+        """Return the stream of a fold.
+
+        Raises:
+            CacheError: it lacks that fold.
+        """
+        if fold not in self.members:
+            raise CacheError(
+                f"{self.name} has no stream of the fold {fold!r}; it has {listed(self.members)}. A fold is trained and "
+                "scored on the features of its own encoder alone: train on the folds that were fine-tuned, or "
+                "fine-tune and extract the others."
+            )
+        return self.members[fold]
+
+
+def is_family(name: str) -> bool:
+    """Return whether the name of a stream names a family."""
+    return "@" in name
+
+
+def open_family(cache: Cache, name: str) -> Family:
+    """Return the family of a name.
+
+    Args:
+        cache: the cache.
+        name: ``KIND@RUN``; see the module for its other forms.
+
+    Raises:
+        UnknownNameError: the cache has no such streams.
+        CacheError: two runs of that name, several choices of settings, or a record that is damaged.
+    """
+    what, _, run = name.partition("@")
+    of_kind = {full: read_spec(cache.path / full) for full in cache if full.rpartition("-")[0] == _kind(cache, what)}
+    records: dict[str, tuned.Tuned] = {}
+    for full, spec in of_kind.items():
+        record = tuned.of_stream(cache.path / full, spec.checkpoint)
+        if record is not None:
+            records[full] = record
+    found = [full for full, record in records.items() if _is_of(record, run)]
+    if not found:
+        runs = sorted({f"{_kind(cache, what)}@{record.run}" for record in records.values()})
+        raise UnknownNameError(f"family of streams in the cache {str(cache.path)!r}", name, runs)
+    digests = {records[full].digest: records[full].run for full in found}
+    if len(digests) > 1:
+        raise CacheError(
+            f"{name!r} could be of any of {len(digests)} runs of that name, whose folds may differ. Give the digest "
+            f"that the run's config.yaml has, such as {what}@{min(digests)} (here are {listed(sorted(digests))})."
+        )
+    members: dict[str, CachedStream] = {}
+    for spec in _variant(name, what, [of_kind[full] for full in found]):
+        fold = records[spec.name].fold
+        if fold in members:
+            raise CacheError(
+                f"{name!r} has two streams of the fold {fold!r}, {members[fold].name} and {spec.name}, of one run that "
+                "was fine-tuned twice. Delete the folder of the one that is not wanted from the cache."
+            )
+        members[fold] = CachedStream(cache.path / spec.name, spec)
+    return Family(name, dict(sorted(members.items())))
+
+
+def _kind(cache: Cache, what: str) -> str:
+    """Return the kind that a kind or a full name means."""
+    return what.rpartition("-")[0] if what in list(cache) else what
+
+
+def _is_of(record: tuned.Tuned, run: str) -> bool:
+    return record.run == run or (len(run) >= _FEWEST_DIGITS and record.digest.startswith(run))
+
+
+def _variant(name: str, what: str, specs: Sequence[StreamSpec]) -> Sequence[StreamSpec]:
+    """Return the specs of one choice of settings."""
+    variants: dict[bytes, list[StreamSpec]] = {}
+    for spec in specs:
+        variants.setdefault(canonical_json(_settings(spec)), []).append(spec)
+    named = [several for several in variants.values() if any(spec.name == what for spec in several)]
+    if len(variants) == 1 or named:
+        return named[0] if named else specs
+    first, *others = [several[0] for several in variants.values()]
+    fold = {spec.name: (spec.checkpoint or {}).get("fold", "") for spec in specs}
+    lines = [f"  {first.name} (fold {fold[first.name]})"]
+    for spec in others:
+        differing = [line for line in spec.differences(first) if not line.startswith("checkpoint.")]
+        lines.append(f"  {spec.name} (fold {fold[spec.name]}): {'; '.join(differing) or 'of another checkpoint'}")
+    raise CacheError(
+        f"{name!r} was extracted with several settings; name one of these in front of the '@', such as "
+        f"{first.name}@{name.partition('@')[2]}, and the other folds follow:\n" + "\n".join(lines)
+    )
+
+
+def _settings(spec: StreamSpec) -> dict[str, Any]:
+    """Return a spec's identity without what is each fold's own."""
+    return {key: value for key, value in spec.identity().items() if key != "checkpoint"}

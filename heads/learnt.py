@@ -1,0 +1,168 @@
+"""What features and first weights have learnt from, held against folds: nothing is tested on what they have seen.
+
+An encoder that was fine-tuned, and a run that another training begins with, bring along a record of the utterances
+that they learnt from (:mod:`featcache.tuned`). An utterance is the same if its audio is, or its id, or if one is an
+augmented copy of the other; one that has another's id and other audio, both digests taken in the same form, is another.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from featcache.audio import RESAMPLER
+from featcache.cache import CachedStream
+from featcache.manifest import Utterance
+from featcache.tuned import Tuned
+from heads.protocol import Fold, Problem, copy_of, shown
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that has learnt before a head is trained.
+
+    Attributes:
+        name: what messages call it.
+        tuned: what it has learnt from.
+        hint: what to do where it may not be read; empty where there is nothing better to say.
+    """
+
+    name: str
+    tuned: Tuned
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Digests of the audio of utterances, as far as a cache knows them.
+
+    Attributes:
+        digests: by id.
+        form: what they cover beside the samples; only digests of one form can show that audio differs.
+    """
+
+    digests: Mapping[str, str] = field(default_factory=dict)
+    form: str = ""
+
+
+def audio_of(streams: Iterable[CachedStream], ids: Sequence[str]) -> Audio:
+    """Return digests of utterances' audio from the first stream that reads audio alone and holds them all."""
+    for stream in streams:
+        if stream.spec.input == "audio" and all(name in stream for name in ids):
+            digests = {name: stream.locate(name).entry.input for name in ids}
+            return Audio(digests, audio_form(stream.spec.sample_rate_hz))
+    return Audio()
+
+
+def audio_form(sample_rate_hz: int | None) -> str:
+    """Return what digests of audio that a stream of this rate was fed cover beside the samples."""
+    return f"{sample_rate_hz} Hz, {RESAMPLER}"
+
+
+def check_learnt(
+    folds: Sequence[Fold], sources: Mapping[str, Sequence[Source]], utterances: Iterable[Utterance], audio: Audio
+) -> list[Problem]:
+    """Return where what is read has learnt from what is tested (an error) or chosen on (a warning).
+
+    Args:
+        folds: the folds.
+        sources: fold to what has learnt before it is trained.
+        utterances: the corpus that the folds divide.
+        audio: digests of its audio.
+
+    Returns:
+        Problems called ``tuned``; and errors called ``speaker``, where what is read has heard a tested speaker who is
+        in neither train nor validation.
+    """
+    corpus = {utterance.id: utterance for utterance in utterances}
+    originals = copy_of(corpus.values())
+    problems: list[Problem] = []
+    for fold in folds:
+        for source in sources.get(fold.name, ()):
+            for record in source.tuned.everything():
+                name = source.name if record == source.tuned else f"{source.name}, which began with {record.run!r},"
+                met = _Met(record, originals, audio)
+                problems += _check(fold, Source(name, record, source.hint), met, corpus)
+    return problems
+
+
+class _Met:
+    """Finds the utterances of a corpus among those of a record."""
+
+    def __init__(self, record: Tuned, originals: Mapping[str, str], audio: Audio) -> None:
+        self._record, self._audio = record, audio
+        self._comparable = bool(audio.form) and audio.form == record.audio_form
+        self._copies = {**originals, **record.copies}
+
+    def split(self, part: Sequence[str], learnt: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+        """Return the utterances of a part that are among those learnt, with their names there; and mere namesakes."""
+        by_audio = {self._record.audio[name]: name for name in learnt if name in self._record.audio}
+        by_id = {original: name for name in learnt for original in self._versions(name)}
+        by_id |= {name: name for name in learnt}
+        found: dict[str, str] = {}
+        namesakes: list[str] = []
+        for name in part:
+            digest = self._audio.digests.get(name)
+            if digest is not None and digest in by_audio:
+                found[name] = by_audio[digest]
+            elif name in by_id and self._differs(name, digest):
+                namesakes.append(name)
+            elif name in by_id:
+                found[name] = by_id[name]
+        return found, namesakes
+
+    def _versions(self, name: str) -> list[str]:
+        """Return an id, and those of what it is a copy of."""
+        names = [name]
+        while (original := self._copies.get(names[-1])) is not None and original not in names:
+            names.append(original)
+        return names
+
+    def _differs(self, name: str, digest: str | None) -> bool:
+        theirs = self._record.audio.get(name)
+        return self._comparable and digest is not None and theirs is not None and theirs != digest
+
+
+def _check(fold: Fold, source: Source, met: _Met, corpus: Mapping[str, Utterance]) -> list[Problem]:
+    record = source.tuned
+    problems: list[Problem] = []
+    tested, namesakes = met.split(fold.test, (*record.train, *record.validation))
+    if tested:
+        first, there = min(tested.items())
+        known = "" if there == first else f" (there {there!r})"
+        text = (
+            f"{source.name} has learnt from {len(tested)} of {len(fold.test)} tested utterances, such as {first!r}"
+            f"{known}, for the fold {record.fold!r} of {record.run!r}{source.hint and '; '}{source.hint}"
+        )
+        problems.append(Problem("tuned", "error", fold.name, text))
+    elif strangers := _speakers(fold, record, met, corpus):
+        text = (
+            f"{source.name} has learnt from {len(strangers)} speakers who are tested ({shown(strangers)}), for the "
+            f"fold {record.fold!r} of {record.run!r}{source.hint and '; '}{source.hint}"
+        )
+        problems.append(Problem("speaker", "error", fold.name, text))
+    if namesakes:
+        text = (
+            f"{len(namesakes)} tested utterances have ids that {source.name} has learnt from ({shown(namesakes)}), and "
+            "other audio: they are taken for others. If the recordings were converted since, they are not"
+        )
+        problems.append(Problem("tuned", "warning", fold.name, text))
+    chosen, _ = met.split(fold.validation, record.train)
+    if chosen:
+        text = (
+            f"{source.name} has learnt from {len(chosen)} of {len(fold.validation)} utterances of validation, such as "
+            f"{min(chosen)!r}: what is chosen there looks better than it is"
+        )
+        problems.append(Problem("tuned", "warning", fold.name, text))
+    return problems
+
+
+def _speakers(fold: Fold, record: Tuned, met: _Met, corpus: Mapping[str, Utterance]) -> list[str]:
+    """Return tested speakers that a record has learnt from, and the fold itself has not."""
+
+    def heard(ids: Iterable[str]) -> set[str]:
+        return {speaker for name in ids if name in corpus and (speaker := corpus[name].speaker)}
+
+    new = heard(fold.test) - heard(fold.train) - heard(fold.validation)
+    if not new:
+        return []
+    theirs, _ = met.split([name for name, one in corpus.items() if one.speaker in new], record.train)
+    return sorted(heard(theirs))

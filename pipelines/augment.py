@@ -1,0 +1,157 @@
+"""Write augmented copies of a manifest's recordings, and a manifest of originals and copies.
+
+``OUT/audio`` holds a FLAC file for each copy, named after all that decides it, so that what is there is not made again.
+``OUT/manifest.jsonl``, written last, and not where there is no copy, lists the originals as they are, each followed by
+its copies: rows with the columns of the original, but an id and audio of their own, and further
+
+* ``version_of``: the original's id, by which folds keep copies in training parts, with their original;
+* ``augmentation``: what was drawn, such as ``{"snr_db": 17.25}``.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from featcache.augmentation import Copy, Maker, Recipe, Reply, Request, draw
+from featcache.errors import ConfigError, ManifestError
+from featcache.files import quoted
+from featcache.manifest import Manifest, Utterance
+from featcache.workers import Died, Workers
+from heads.protocol import COPY_OF
+from pipelines.run_folders import check_folder
+
+AUDIO = "audio"
+MANIFEST = "manifest.jsonl"
+_OF_THE_FILE = ("sample_rate_hz", "num_samples", "num_channels", "duration_s")
+"""Columns that corpora have, and that are not true of a copy."""
+_EACH = 4
+"""Originals that a process is given before the progress is told."""
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """What was written.
+
+    Attributes:
+        num_originals: utterances that were there before.
+        num_copies: copies that are there now.
+        num_made: those of them that were made now.
+        failures: id of an original to why it has no copies.
+        num_strangers: further files among the copies, of other recipes, seeds or recordings.
+    """
+
+    num_originals: int
+    num_copies: int
+    num_made: int
+    failures: Mapping[str, str]
+    num_strangers: int
+
+
+def run(
+    manifest: Manifest,
+    out: Path,
+    recipe: Recipe,
+    copies: int = 1,
+    seed: int = 0,
+    workers: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Augmented:
+    """Write the copies that are not there yet, and the manifest.
+
+    Args:
+        manifest: the originals; copies among its rows are listed again, and not copied.
+        out: folder to write.
+        recipe: kinds of copies; see :mod:`featcache.augmentation`.
+        copies: of each kind, for each original.
+        seed: of what is drawn; the same gives the same files.
+        workers: processes; None is one for each core.
+        on_progress: called with originals done, and all of them.
+
+    Raises:
+        ManifestError: an original is called as a copy would be.
+        ConfigError: `out` is a file, or holds a manifest that is not of copies.
+    """
+    _check_out(manifest, out)
+    originals = [utterance for utterance in manifest if not utterance.column(COPY_OF)]
+    wanted = {utterance.id: draw(recipe, utterance.id, copies, seed) for utterance in originals}
+    _check_ids(manifest, wanted)
+    replies = _made(manifest, originals, wanted, out / AUDIO, workers, on_progress)
+    rows: list[Utterance] = []
+    for utterance in manifest:
+        audio = None if utterance.audio is None else os.path.abspath(manifest.audio_path(utterance))
+        rows.append(replace(utterance, audio=audio))
+        files = replies[utterance.id].files if utterance.id in replies else ()
+        rows += [_row(utterance, copy, file) for copy, file in zip(wanted.get(utterance.id, ()), files, strict=False)]
+    if len(rows) > len(manifest):
+        Manifest(rows, folder=out).write(out / MANIFEST)
+    named = {file for reply in replies.values() for file in reply.files}
+    named |= {Path(row.audio).name for row in rows if row.audio is not None}
+    there = {file.name for file in (out / AUDIO).glob("*.flac")}
+    return Augmented(
+        len(originals),
+        sum(len(reply.files) for reply in replies.values()),
+        sum(reply.num_made for reply in replies.values()),
+        {name: reply.failure for name, reply in replies.items() if reply.failure},
+        len(there - named),
+    )
+
+
+def _made(
+    manifest: Manifest,
+    originals: Sequence[Utterance],
+    wanted: Mapping[str, Sequence[Copy]],
+    folder: Path,
+    workers: int | None,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Reply]:
+    """Return what became of each original, by id."""
+    replies: dict[str, Reply] = {}
+    requests: dict[str, Request] = {}
+    for utterance in originals:
+        try:
+            audio = manifest.audio_path(utterance)
+            requests[utterance.id] = Request(audio, utterance.start_s, utterance.end_s, wanted[utterance.id])
+        except ManifestError as error:
+            replies[utterance.id] = Reply(failure=str(error))
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max(1, min(workers or len(os.sched_getaffinity(0)), len(requests)))
+    processes: Workers[Request, Reply] = Workers(number, Maker, folder)
+    try:
+        names = list(requests)
+        for start in range(0, len(names), _EACH * number):
+            some = names[start : start + _EACH * number]
+            for name, reply in zip(some, processes.map([requests[name] for name in some]), strict=True):
+                replies[name] = Reply(failure=f"its process {reply}") if isinstance(reply, Died) else reply
+            on_progress(len(replies), len(originals))
+    finally:
+        processes.close()
+    return replies
+
+
+def _row(original: Utterance, copy: Copy, file: str) -> Utterance:
+    extra = {name: value for name, value in original.extra.items() if name not in _OF_THE_FILE}
+    extra |= {COPY_OF: original.id, "augmentation": copy.drawn}
+    return replace(original, id=copy.id, audio=f"{AUDIO}/{file}", start_s=None, end_s=None, extra=extra)
+
+
+def _check_ids(manifest: Manifest, wanted: Mapping[str, Sequence[Copy]]) -> None:
+    taken = set(manifest.ids)
+    twice = next((copy.id for copies in wanted.values() for copy in copies if copy.id in taken), None)
+    if twice is not None:
+        raise ManifestError(
+            f"{quoted(twice)} is in the manifest already, and a copy would be called so. Augment the manifest without "
+            "its copies, or name the kinds of copies otherwise in a YAML file."
+        )
+
+
+def _check_out(manifest: Manifest, out: Path) -> None:
+    """Refuse to write over a manifest that is not of copies, above all the one that is read."""
+    check_folder(out)
+    there = out / MANIFEST
+    own = manifest.folder.resolve() == out.resolve()
+    if there.exists() and (own or not any(row.column(COPY_OF) for row in Manifest.read(there))):
+        raise ConfigError(
+            f"{str(there)!r} is there already, and is {'what is read' if own else 'no manifest of copies'}. Give OUT "
+            "a folder of its own."
+        )

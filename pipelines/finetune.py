@@ -1,0 +1,237 @@
+"""Fine-tune an encoder on every fold, and save it as a checkpoint for each, which knows what it has learnt from.
+
+Training is that of :mod:`pipelines.train_heads`, by a head that holds the encoder. What it leaves beside the run's own
+files is ``encoders/FOLD/``: an ordinary Hugging Face folder with its provenance (:mod:`featcache.tuned`).
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from featcache.cache import Cache
+from featcache.errors import ConfigError, ScoresError
+from featcache.files import read_plain, sync, write_json
+from featcache.manifest import Manifest
+from featcache.settings import build
+from featcache.tuned import FLAG, PROVENANCE, Tuned, folder_name, read_tuned, write_tuned
+from heads.head import OnProgress, Task
+from heads.learnt import audio_of
+from pipelines import train_heads
+from pipelines.config import ExtractConfig, TrainConfig, train_config
+from pipelines.provenance import all_streams, records_of_run
+from pipelines.restore import fold_weights
+from pipelines.run_folders import ENCODERS
+from pipelines.train_heads import Preparer, Trained, load_head
+
+HEAD = "finetune"
+
+KINDS = {
+    "waveform": "hidden_states",
+    "conv_features": "hidden_states",
+    "hidden_states": "hidden_states",
+    "tokens": "token_states",
+    "token_states": "token_states",
+    "ge2e_mels": "ge2e_states",
+    "ge2e_states": "ge2e_states",
+}
+"""Stream that an encoder was trained from, to the stream that has all layers of the fine-tuned one."""
+
+
+@runtime_checkable
+class SavesEncoder(Protocol):
+    """A head that can save the encoder it trained."""
+
+    def save_encoder(self, task: Task, weights: Mapping[str, np.ndarray], folder: Path) -> None:
+        """Save the encoder that a fold ended with as a checkpoint."""
+        ...
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a fine-tuning left.
+
+    Attributes:
+        trained: the run.
+        encoders: fold to the folder of its checkpoint.
+        kind: stream that has the layers of these; None where nobody knows one.
+    """
+
+    trained: Trained
+    encoders: Mapping[str, Path]
+    kind: str | None
+
+
+def configured(preset: Mapping[str, Any], options: Mapping[str, Any], overrides: Sequence[str]) -> TrainConfig:
+    """Return what to train: as :func:`pipelines.config.train_config`, by the head `finetune` where none is named."""
+    told = (preset.get("train") or {}).get("head")
+    given = options if options.get("head") or told else {**options, "head": HEAD}
+    return train_config(preset, given, overrides)
+
+
+def extraction(
+    preset: Mapping[str, Any], kinds: Sequence[str], out: Path, device: str | None = None
+) -> ExtractConfig | None:
+    """Return what to extract of the encoders: a preset's settings of these streams, from the run's checkpoints.
+
+    Args:
+        preset: what :func:`pipelines.config.read_preset` returned.
+        kinds: streams; none gives None.
+        out: the run folder.
+        device: where models run.
+
+    Raises:
+        ConfigError: settings that do not fit.
+    """
+    if not kinds:
+        return None
+    section = preset.get("extract") or {}
+    name = out.resolve().name
+    stated = section.get("streams") or {}
+    own = {kind: stated.get(f"{kind}@{name}") or stated.get(kind) or {} for kind in kinds}
+    streams = {kind: {**values, "checkpoint": str(out / ENCODERS)} for kind, values in own.items()}
+    values = {**section, "streams": streams} | ({} if device is None else {"device": device})
+    return build(ExtractConfig, values, "extract")
+
+
+def train(
+    config: TrainConfig,
+    manifest: Manifest,
+    cache: str | Path,
+    out: str | Path,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda *_: None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> Trained:
+    """Fine-tune as configured: :func:`pipelines.train_heads.run`, of heads that hold an encoder.
+
+    Raises:
+        ConfigError: the head holds none; and what is raised there.
+    """
+    _encoder_head(config)
+    return train_heads.run(config, manifest, cache, out, overwrite, on_progress, on_message)
+
+
+def save(
+    trained: Trained,
+    config: TrainConfig,
+    manifest: Manifest,
+    cache: str | Path,
+    out: str | Path,
+    on_progress: OnProgress = lambda *_: None,
+) -> Finetuned:
+    """Save the encoder of every fold that is not saved yet.
+
+    Args:
+        trained: what :func:`train` returned.
+        config: what was trained.
+        manifest: the utterances it was trained on.
+        cache: the cache's folder.
+        out: the run folder.
+        on_progress: called with checkpoints saved and to be saved.
+    """
+    out, head = Path(out), _encoder_head(config)
+    prepared = Preparer(manifest, cache).prepare(config)
+    streams = all_streams(list(prepared.streams.values()), Cache(Path(cache)))
+    records = records_of_run(out, audio_of(streams, prepared.manifest.ids))
+    encoders = {name: out / ENCODERS / folder_name(name) for name in records}
+    wanted = [name for name, folder in encoders.items() if not _is_there(folder, records[name])]
+    tasks = {fold.name: task for task in (prepared.tasks() if wanted else ()) for fold in task.folds}
+    for number, name in enumerate(wanted):
+        on_progress(number, len(wanted))
+        _save(head, tasks[name], fold_weights(out, name), encoders[name], records[name])
+    on_progress(len(wanted), len(wanted))
+    kinds = {KINDS.get(stream.spec.kind) for stream in prepared.streams.values()} - {None}
+    return Finetuned(trained, encoders, kinds.pop() if len(kinds) == 1 else None)
+
+
+def run(
+    config: TrainConfig,
+    manifest: Manifest,
+    cache: str | Path,
+    out: str | Path,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda *_: None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> Finetuned:
+    """Fine-tune as configured, and save; what is there of the very same is kept, what a kill cut off goes on.
+
+    Args:
+        config: what to train; its head must hold an encoder.
+        manifest: labelled utterances.
+        cache: the cache's folder.
+        out: the run folder.
+        overwrite: replace another run that lies there.
+        on_progress: called with what is done and what there is to do of the training.
+        on_message: called with a sentence for each thing worth knowing.
+
+    Raises:
+        ConfigError: a head without an encoder, settings that do not fit, or `out` holds another run.
+        CacheError: the cache lacks utterances and `config.missing` is ``"error"``.
+        ProtocolError: folds that would leak, or labels that are missing.
+    """
+    trained = train(config, manifest, cache, out, overwrite, on_progress, on_message)
+    return save(trained, config, manifest, cache, out)
+
+
+def _encoder_head(config: TrainConfig) -> SavesEncoder:
+    head = load_head(config)
+    if not isinstance(head, SavesEncoder):
+        raise ConfigError(
+            f"The head {config.head!r} trains no encoder that could be saved. Use the head {HEAD!r}, or train-heads."
+        )
+    return head
+
+
+def _is_there(folder: Path, record: Tuned) -> bool:
+    """Return whether a fold's checkpoint lies there as this run makes it: a folder gets its name when it is whole."""
+    try:
+        return read_tuned(folder / PROVENANCE).sha256 == record.sha256
+    except (OSError, ValueError):
+        return False
+
+
+def _save(
+    head: SavesEncoder, task: Task, weights: Mapping[str, np.ndarray], folder: Path, record: Tuned
+) -> None:  # fmt: skip
+    """Save a fold's encoder with its provenance; it gets its name when both are whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(".tmp-*"):  # of a kill
+        shutil.rmtree(left, ignore_errors=True)
+    aside = Path(mkdtemp(prefix=".tmp-", dir=folder.parent))
+    try:
+        made = aside / folder.name
+        head.save_encoder(task, weights, made)
+        write_json(made / "config.json", {**_config(made), FLAG: record.sha256})
+        write_tuned(made / PROVENANCE, record)
+        sync(made)
+        if folder.exists():
+            folder.rename(aside / "replaced")
+        made.rename(folder)
+        sync(folder.parent, below=False)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(read_plain(folder / "config.json"))
+    except (OSError, ValueError) as error:
+        raise ScoresError(f"The encoder saved in {str(folder)!r} has no usable config.json ({error}).") from None
+    return dict(values)
+
+
+def next_commands(done: Finetuned, manifest: Path, cache: Path, out: Path) -> str:
+    """Return the commands that extract the fine-tuned encoders' features, and that train on them."""
+    kind = done.kind or "KIND"
+    return (
+        f"Extract its features, a stream a fold:\n"
+        f"  featcache extract {manifest} --cache {cache} --stream {kind} --set {kind}.checkpoint={out / ENCODERS}\n"
+        f"and train on them, each fold on those of its own encoder:\n"
+        f"  featcache train-heads {manifest} --cache {cache} --stream {kind}@{out.resolve().name}"
+    )

@@ -1,0 +1,224 @@
+"""``featcache finetune``: from recordings to encoders, their features, and heads that read those of their own fold."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from makers import speech_checkpoint, write_corpus
+from typer.testing import CliRunner
+
+import featcache
+from featcache.checkpoints import load_model, resolve
+from featcache.errors import CacheError, FeatcacheError
+from featcache.families import open_family
+from featcache.manifest import Manifest
+from featcache.tuned import PROVENANCE, RECORD, read_tuned
+from heads.models.finetune import Finetune
+from heads.runs import read_run
+from pipelines import cli, cli_finetune
+from pipelines.config import train_config
+from pipelines.finetune import run
+from pipelines.restore import restore
+
+if "finetune" not in {one.name for one in cli.app.registered_commands}:
+    registered = [one.typer_instance for one in cli.app.registered_groups]
+    if cli_finetune.app not in registered:
+        cli.app.add_typer(cli_finetune.app)
+
+runner = CliRunner()
+FIT = ("--set", "fit.steps=4", "--set", "fit.eval_every=2", "--set", "fit.batch_size=4")
+FOLDS = ("s0", "s1")
+
+
+class Place:
+    """A corpus of two speakers, a small random encoder, a cache, and a fine-tuning run named ``ft``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        write_corpus(folder / "corpus", [0.3 + 0.01 * number for number in range(16)]).write(folder / "m.jsonl")
+        self.checkpoint = speech_checkpoint(folder / "base")
+        self.call("extract", "--stream", "conv_features", "--dtype", "float32",
+                  "--set", f"conv_features.checkpoint={self.checkpoint}")  # fmt: skip
+        self.told = self.finetune("ft")
+        self.call("extract", "--stream", "hidden_states", "--set",
+                  f"hidden_states.checkpoint={folder / 'runs' / 'ft' / 'encoders'}")  # fmt: skip
+
+    def call(self, command: str, *options: object, code: int = 0) -> str:
+        """Run a command on the manifest and the cache, and return what it said."""
+        arguments = [command, self.folder / "m.jsonl", "--cache", self.folder / "cache", *options]
+        result = runner.invoke(cli.app, [str(argument) for argument in arguments])
+        if result.exit_code != code:
+            raise AssertionError(f"exit code {result.exit_code}\n{result.output}") from result.exception
+        return result.output
+
+    def fails(self, command: str, *options: object) -> str:
+        """Run a command that fails with an error of this project, and return its sentence."""
+        arguments = [command, self.folder / "m.jsonl", "--cache", self.folder / "cache", *options]
+        result = runner.invoke(cli.app, [str(argument) for argument in arguments])
+        assert isinstance(result.exception, FeatcacheError), result.output
+        return str(result.exception)
+
+    def finetune(self, name: str, *options: object, code: int = 0) -> str:
+        return self.call(
+            "finetune",
+            "--stream",
+            "conv_features",
+            "--out",
+            self.folder / "runs" / name,
+            *FIT,
+            "--set",
+            f"settings.checkpoint={self.checkpoint}",
+            *options,
+            code=code,
+        )
+
+    def encoder(self, fold: str, name: str = "ft") -> Path:
+        return self.folder / "runs" / name / "encoders" / fold
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("finetune"))
+
+
+def test_every_fold_has_a_checkpoint_that_transformers_loads_and_that_knows_what_it_learnt_from(place: Place) -> None:
+    folds = json.loads((place.folder / "runs" / "ft" / "folds.json").read_text())["folds"]
+    base = load_model(resolve(str(place.checkpoint)), "cpu").state_dict()
+    for fold in FOLDS:
+        found = resolve(str(place.encoder(fold)))
+        record = found.tuned
+        assert record is not None
+        assert (record.run, record.fold, record.before) == ("ft", fold, ())
+        assert (list(record.train), list(record.validation)) == (folds[fold]["train"], folds[fold]["validation"])
+        assert set(record.audio) == {*record.train, *record.validation}
+        model = load_model(found, "cpu").state_dict()
+        changed = {name for name, value in model.items() if not bool((value == base[name]).all())}
+        assert changed
+        assert not any(name.startswith("feature_extractor") for name in changed)
+    assert "--set hidden_states.checkpoint=" in place.told
+    assert "--stream hidden_states@ft" in place.told
+
+
+def test_the_features_of_each_fold_are_its_encoders_and_carry_its_record(place: Place) -> None:
+    family = open_family(featcache.open(place.folder / "cache"), "hidden_states@ft")
+    assert set(family.members) == set(FOLDS)
+    for fold, stream in family.members.items():
+        assert stream.tuned == read_tuned(place.encoder(fold) / PROVENANCE)
+        assert len(stream) == 16
+    first, second = (family.members[fold]["u000"] for fold in FOLDS)
+    assert not np.allclose(first, second)
+    again = place.call("extract", "--stream", "hidden_states", "--set",
+                       f"hidden_states.checkpoint={place.folder / 'runs' / 'ft'}")  # fmt: skip
+    assert again.count("0 computed, 16 present") == 2
+
+
+def test_heads_train_on_their_own_folds_features_and_predict_from_recordings(place: Place) -> None:
+    out = place.folder / "runs" / "head"
+    place.call("train-heads", "--stream", "hidden_states@ft", "--head", "linear_probe", "--out", out, *FIT)
+    scores = read_run(out).scores
+    assert set(restore(out).models) == set(FOLDS)
+    words = [place.folder / "corpus" / f"{name}.wav" for name in scores.ids]
+    result = runner.invoke(cli.app, [str(word) for word in ("predict", out, *words, "--fold", "own", "--form", "csv")])
+    assert result.exit_code == 0, result.output
+    rows = [line.split(",") for line in result.stdout.splitlines() if line][1:]
+    found = np.array([[float(value) for value in row[-len(scores.classes) :]] for row in rows])
+    np.testing.assert_allclose(found, scores.probabilities, atol=2e-3)
+
+
+def test_another_folds_features_are_refused(place: Place) -> None:
+    name = open_family(featcache.open(place.folder / "cache"), "hidden_states@ft").members["s0"].name
+    told = place.fails("train-heads", "--stream", name, "--head", "linear_probe", "--out", place.folder / "x", *FIT)
+    assert "fold 's1'" in told
+    assert "hidden_states@ft" in told
+    assert not (place.folder / "x").exists()
+
+
+def test_a_checkpoint_that_learnt_is_not_trained_further_for_what_it_knows(place: Place) -> None:
+    place.call("extract", "--stream", "waveform")  # which has no checkpoint of its own: the head's is looked at
+    options = ("--stream", "waveform", "--set", f"settings.checkpoint={place.encoder('s0')}", *FIT)
+    told = place.fails("finetune", "--out", place.folder / "runs" / "again", *options)
+    assert "the checkpoint 's0' of the head has learnt from" in told
+    place.call("finetune", "--out", place.folder / "runs" / "again", *options, "--allow", "tuned")
+    record = read_tuned(place.encoder("s1", "again") / PROVENANCE)
+    assert [one.run for one in record.everything()] == ["again", "ft"]
+
+
+def test_what_is_there_is_kept_and_a_kill_between_folds_goes_on(place: Place) -> None:
+    before = {fold: (place.encoder(fold) / "model.safetensors").stat().st_ino for fold in FOLDS}
+    assert "Already there" in place.finetune("ft")
+    assert before == {fold: (place.encoder(fold) / "model.safetensors").stat().st_ino for fold in FOLDS}
+    kept = (place.encoder("s1") / "model.safetensors").read_bytes()
+    shutil.rmtree(place.encoder("s1"))
+    (place.encoder("s0").parent / ".tmp-left").mkdir()
+    assert "Already there" in place.finetune("ft")
+    assert (place.encoder("s1") / "model.safetensors").read_bytes() == kept
+    assert (place.encoder("s0") / "model.safetensors").stat().st_ino == before["s0"]
+    assert sorted(path.name for path in place.encoder("s0").parent.iterdir()) == list(FOLDS)
+
+
+def test_a_kill_while_a_checkpoint_is_saved_leaves_none_without_its_record(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = train_config(
+        {}, {"head": "finetune", "streams": ("conv_features",)},
+        ["fit.steps=2", "fit.eval_every=1", "fit.batch_size=4", f"settings.checkpoint={place.checkpoint}"],
+    )  # fmt: skip
+    manifest = Manifest.read(place.folder / "m.jsonl")
+    saved = Finetune.save_encoder
+
+    def killed(self: Finetune, task: Any, weights: Any, folder: Path) -> None:
+        saved(self, task, weights, folder)
+        if folder.name == "s1":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Finetune, "save_encoder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, manifest, place.folder / "cache", tmp_path / "cut")
+    assert [path.name for path in (tmp_path / "cut" / "encoders").iterdir()] == ["s0"]
+    monkeypatch.undo()
+    done = run(config, manifest, place.folder / "cache", tmp_path / "cut")
+    assert done.trained.skipped
+    assert all((folder / PROVENANCE).is_file() for folder in done.encoders.values())
+
+
+def test_training_again_with_other_settings_leaves_no_encoder_of_the_old_run(place: Place) -> None:
+    place.finetune("other")
+    first = read_tuned(place.encoder("s0", "other") / PROVENANCE)
+    with pytest.raises(AssertionError, match="exit code 1"):
+        place.finetune("other", "--set", "fit.seed=3")
+    place.finetune("other", "--set", "fit.seed=3", "--overwrite")
+    assert read_tuned(place.encoder("s0", "other") / PROVENANCE).digest != first.digest
+
+
+def test_extract_makes_the_features_right_away(place: Place) -> None:
+    told = place.finetune("both", "--extract", "hidden_states")
+    assert "--stream hidden_states@both" in told
+    assert set(open_family(featcache.open(place.folder / "cache"), "hidden_states@both").members) == set(FOLDS)
+
+
+def test_a_head_without_an_encoder_is_refused(place: Place) -> None:
+    assert "trains no encoder" in place.fails(
+        "finetune", "--stream", "conv_features", "--head", "mean_pool", "--out", place.folder / "x"
+    )
+
+
+def test_features_whose_record_is_lost_get_it_back_by_the_same_extract(place: Place) -> None:
+    stream = open_family(featcache.open(place.folder / "cache"), "hidden_states@ft").members["s1"]
+    kept = (stream.path / RECORD).read_bytes()
+    (stream.path / RECORD).unlink()
+    with pytest.raises(CacheError, match="run the same extract again"):
+        open_family(featcache.open(place.folder / "cache"), "hidden_states@ft")
+    told = place.call("extract", "--stream", "hidden_states", "--set",
+                      f"hidden_states.checkpoint={place.encoder('s1')}")  # fmt: skip
+    assert "0 computed, 16 present" in told
+    assert (stream.path / RECORD).read_bytes() == kept
+
+
+def test_a_damaged_checkpoint_is_told_by_name(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.encoder("s0"), tmp_path / "s0")
+    (tmp_path / "s0" / PROVENANCE).unlink()
+    told = place.fails("extract", "--stream", "hidden_states", "--set", f"hidden_states.checkpoint={tmp_path / 's0'}")
+    assert "what it has learnt from is lost" in told
