@@ -43,6 +43,10 @@ KINDS = {
 """Stream that an encoder was trained from, to the stream that has all layers of the fine-tuned one."""
 
 
+OWN_OUTPUT: Mapping[str, Mapping[str, Any]] = {"hidden_states": {"tap": "final_norm"}}
+"""Settings with which a stream's last layer is what was pooled in fine-tuning: the encoder's own output."""
+
+
 @runtime_checkable
 class SavesEncoder(Protocol):
     """A head that can save the encoder it trained."""
@@ -93,7 +97,9 @@ def extraction(
     section = preset.get("extract") or {}
     name = out.resolve().name
     stated = section.get("streams") or {}
-    own = {kind: stated.get(f"{kind}@{name}") or stated.get(kind) or {} for kind in kinds}
+    own = {
+        kind: {**OWN_OUTPUT.get(kind, {}), **(stated.get(f"{kind}@{name}") or stated.get(kind) or {})} for kind in kinds
+    }
     streams = {kind: {**values, "checkpoint": str(out / ENCODERS)} for kind, values in own.items()}
     values = {**section, "streams": streams} | ({} if device is None else {"device": device})
     return build(ExtractConfig, values, "extract")
@@ -229,9 +235,11 @@ def _config(folder: Path) -> dict[str, Any]:
 def next_commands(done: Finetuned, manifest: Path, cache: Path, out: Path) -> str:
     """Return the commands that extract the fine-tuned encoders' features, and that train on them."""
     kind = done.kind or "KIND"
+    own = "".join(f" --set {kind}.{name}={value}" for name, value in OWN_OUTPUT.get(kind, {}).items())
     return (
         f"Extract its features, a stream a fold:\n"
-        f"  featcache extract {manifest} --cache {cache} --stream {kind} --set {kind}.checkpoint={out / ENCODERS}\n"
+        f"  featcache extract {manifest} --cache {cache} --stream {kind} --set {kind}.checkpoint={out / ENCODERS}"
+        f"{own}\n"
         f"and train on them, each fold on those of its own encoder:\n"
         f"  featcache train-heads {manifest} --cache {cache} --stream {kind}@{out.resolve().name}"
     )
