@@ -202,6 +202,10 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
             keys = [key for key, training in trainings.items() if name in training.config.streams]
             missing[_uncovered(opened, name, ids, len(manifest))] = keys
     not_run |= {key: sentence for sentence, keys in missing.items() for key in keys}
+    for key, training in trainings.items():
+        votes = training.config.votes
+        if votes and not any(utterance.column(votes) for utterance in manifest):
+            not_run[key] = f"no utterance has the column {votes}"
     trainings = _possible(trainings, not_run)
     _check_families(trainings)
     probes = _probes(paper, manifest, trainings, not_run, out, options)

@@ -65,6 +65,7 @@ PAPER: dict[str, Any] = {
         "tuned": {"preset": "large.yaml", "laptop": "tune.yaml"},
         "random": {"preset": "large.yaml", "laptop": "random.yaml"},
         "large": {"preset": "large.yaml"},
+        "voted": {"preset": "large.yaml", "laptop": "mels.yaml", "train": {"votes": "votes"}},
     },
     "fusions": {
         "both": {"runs": ["reads", "random"], "weights": "0.5,0.5"},
@@ -80,6 +81,7 @@ PAPER: dict[str, Any] = {
                 {"label": "Both", "run": "both", "paper": NUMBER},
                 {"label": "Real", "run": "real", "paper": NUMBER},
                 {"label": "Large", "run": "large", "paper": NUMBER},
+                {"label": "Voted", "run": "voted"},
             ],
         }
     ],
@@ -131,6 +133,7 @@ def test_each_run_comes_after_those_that_it_needs(done: tuple[Plan, reproduce.Re
     assert order.index("reads") > order.index("tuned")
     assert order.index("begun") > order.index("speakers")
     assert plan.not_run["large"] == "needs somebody/large, no laptop form"
+    assert plan.not_run["voted"] == "no utterance has the column votes"
 
 
 def test_encoders_are_fine_tuned_extracted_and_read_fold_by_fold(
@@ -154,7 +157,8 @@ def test_encoders_are_fine_tuned_extracted_and_read_fold_by_fold(
 def test_no_fold_learnt_speakers_from_what_it_tests(
     done: tuple[Plan, reproduce.Reproduced, list[str]], corpus: Manifest
 ) -> None:
-    plan, _, _ = done
+    plan, reproduced, _ = done
+    assert not any("Allowed leak" in banner for banner in reproduced.document.banners)
     assert len(plan.folds["speakers"]) == 3
     for fold in plan.folds["speakers"]:
         used = {corpus.utterance(name).session for part in fold.parts.values() for name in part}

@@ -268,7 +268,8 @@ def _banners(
     if failed:
         banners.append(f"Failed: {', '.join(failed)}.")
     leaks: dict[str, list[str]] = {}
-    for key in plan.trainings:
+    # Folds within a training part share its speakers on purpose: what they train is begun with, and is no result.
+    for key in (key for key in plan.trainings if not plan.folds[key].kind.startswith("within:")):
         for leak in ((runs[key].config or {}).get("allowed_leaks") or []) if key in runs else []:
             leaks.setdefault(str(leak), []).append(key)
     return banners + [f"Allowed leak: {leak} ({', '.join(keys)})" for leak, keys in leaks.items()]
