@@ -192,7 +192,8 @@ def load_encoder(
             ``ge2e_mels`` and ``ge2e_states``. None is the one that the stream names.
         revision: branch, tag or commit on the Hub.
         freeze: what does not train. None is the front end, or all below the boundary where that is more.
-        dropout: whether the encoder's own dropout, layerdrop and SpecAugment are on in training.
+        dropout: whether the encoder's own dropout, layerdrop and SpecAugment are on in training; layerdrop is not where
+            a frozen layer is run, which it would skip as well.
         start_layer: the layer of the stream that is read, counted from the end when negative; a stream of one layer
             needs none.
 
@@ -299,11 +300,6 @@ def _frozen(parts: Parts, freeze: Freeze | None, below: int, where: str) -> int:
             "was cached is their output. Leave freeze out, or start from a stream further down."
         )
     return frozen
-
-
-def inside(lengths: torch.Tensor, longest: int) -> torch.Tensor:
-    """Return where frames are an utterance's own, ``(batch, frames)`` bool."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
 def save_model(encoder: EncoderModule, folder: Path) -> None:

@@ -8,7 +8,7 @@ end each fold takes the candidate that was best on its validation part, and scor
 import math
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from itertools import accumulate, product
 from typing import Any
@@ -22,9 +22,11 @@ from heads.folds import Fold
 from heads.head import Candidate, FitSettings, GradientHead, Head, OnProgress, Outcome, Task
 from heads.inputs import Inputs
 from heads.job import Job, Member, Result
+from heads.layers import exact
 from heads.order import num_steps
 
 _JOB_BYTES = 20 * 2**20
+_Variant = tuple[int | None, float, float]
 _MAKING = threading.Lock()  # initial weights come from torch's one generator
 
 
@@ -99,6 +101,7 @@ def fit_each(
     variants = list(dict.fromkeys(variant for several in own for variant in several))
     device = torch.device(task.device)
     works: list[threads.Work[list[Result]]] = []
+    done: list[list[Result]] = []
     steps: list[int] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         size = _job_size(head, task, len(variants))
@@ -112,9 +115,11 @@ def fit_each(
             done = threads.run(works, steps, on_progress)
         else:
             before = [0, *accumulate(steps)]
-            done = [
-                work(partial(_report, on_progress, before[number], before[-1])) for number, work in enumerate(works)
-            ]
+            tell = [partial(_report, on_progress, steps_before, before[-1]) for steps_before in before]
+            a_fold = len(works) // len(task.folds)
+            for first in range(0, len(works), a_fold):
+                found = [result for at in range(first, first + a_fold) for result in works[at](tell[at])]
+                done.append(_without_others(dict(zip(variants, found, strict=True)), own))
     results = [result for group in done for result in group]
     starts = range(0, len(results), len(variants))
     by_fold = [dict(zip(variants, results[start : start + len(variants)], strict=True)) for start in starts]
@@ -125,6 +130,12 @@ def fit_each(
         ]
         for several in own
     ]
+
+
+def _without_others(found: Mapping[_Variant, Result], own: Sequence[Sequence[_Variant]]) -> list[Result]:
+    """Return a fold's results without the weights of those that no training chooses: a large model's take gigabytes."""
+    chosen = [_chosen([found[variant] for variant in several]) for several in own]
+    return [result if result in chosen else replace(result, state={}) for result in found.values()]
 
 
 def _job_size(head: GradientHead, task: Task, candidates: int) -> int:
@@ -154,9 +165,10 @@ def _work(
     members: Sequence[Member],
     on_progress: Callable[[int], None],
 ) -> list[Result]:
-    with _MAKING:
-        job = Job(head, task, settings, inputs, members)
-    return job.run(on_progress)
+    with exact(task.device):
+        with _MAKING:
+            job = Job(head, task, settings, inputs, members)
+        return job.run(on_progress)
 
 
 def _report(on_progress: OnProgress, before: int, total: int, done: int) -> None:
@@ -165,9 +177,7 @@ def _report(on_progress: OnProgress, before: int, total: int, done: int) -> None
 
 def _outcome(fold: Fold, results: Sequence[Result], layer_names: Sequence[str]) -> Outcome:
     """Choose a fold's candidate on validation; the first of equals. Scores are NaN where none was ever finite."""
-    chosen = max(
-        results, key=lambda result: result.validation_metric if math.isfinite(result.member.best) else -math.inf
-    )
+    chosen = _chosen(results)
     unit = 1.0 if math.isfinite(chosen.member.best) else math.nan
     taken: dict[str, Any] = {"step": chosen.member.best_step}
     if len(chosen.member.kept) > 1:
@@ -189,6 +199,11 @@ def _outcome(fold: Fold, results: Sequence[Result], layer_names: Sequence[str]) 
         layer_names=layer_names,
         num_parameters=chosen.num_parameters,
     )
+
+
+def _chosen(results: Sequence[Result]) -> Result:
+    """Return the result that is best on validation; the first of equals."""
+    return max(results, key=lambda one: one.validation_metric if math.isfinite(one.member.best) else -math.inf)
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from featcache.stream import EXACT_DTYPES
 from featcache.view import Place, View
 from heads.folds import Fold
 from heads.inputs import Inputs
+from heads.layers import exact
 from heads.unfinished import Unfinished
 
 OnProgress = Callable[[int, int], None]
@@ -39,7 +40,7 @@ class FitSettings:
         gradient_clip: largest norm of a model's gradient; None is no bound.
         eval_every: steps between evaluations on validation; the best one's weights are kept.
         unit: what `steps`, `eval_every`, `halve_from` and `halve_every` count: optimiser steps, or ``"epoch"``: passes
-            over the fold's training part, of ``ceil(utterances / (batch_size * accumulate))`` steps each.
+            over the fold's training part, of the number of steps nearest to ``utterances / (batch_size * accumulate)``.
         accumulate: batches whose gradients are averaged for one optimiser step.
         average: weights of so many evaluations, the best on validation, are averaged and taken in place of the best
             one's alone (Morais et al. 2022, section 3.2).
@@ -118,8 +119,8 @@ class Task:
         context: what :meth:`Head.context` gave when the head was trained; empty in training.
         targets: ``(utterances, classes)`` float, what the loss aims at in place of `labels`, such as shares of votes;
             rows sum to 1. Metrics and choices are by `labels` all the same.
-        start: fold to weights by name that training begins with, in place of random ones, where a module has that name
-            and shape; see :meth:`GradientHead.of_classes`. A fold that it lacks begins at random.
+        start: fold to weights by name that training begins with, in place of random ones: all of a module but those of
+            :meth:`GradientHead.of_classes`. A fold that it lacks begins at random.
     """
 
     streams: Mapping[str, CachedStream]
@@ -427,7 +428,7 @@ class GradientHead(Head, Generic[InputsT]):
         positions = torch.arange(len(task.ids))
         values = np.empty((len(positions), len(task.classes)))
         device, mixed = torch.device(task.device).type, trained.precision == "bfloat16"
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=mixed):
+        with exact(task.device), torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=mixed):
             for chunk in inputs.chunks(positions):
                 batch, owners = inputs.scored(positions[chunk], layers)
                 rows = torch.softmax(module(*batch).double(), dim=1).cpu()

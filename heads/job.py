@@ -22,7 +22,7 @@ from heads.members import Alone, Members, State, average
 from heads.metrics import ua, wa
 from heads.order import Order, generator, num_steps, rate_factor, unit_steps
 
-_STATE_FORMAT = 4
+_STATE_FORMAT = 5
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Member:
         return worst
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What one member gave with the weights that it ended with.
 
@@ -142,11 +142,6 @@ class Job:
         started = task.start.get(self._fold.fold.name)
         if started is not None:
             names = _taken(head, module, started)
-            if not names:
-                raise ConfigError(
-                    f"Nothing of the run to start from fits the head {head.kind()!r} with these settings and streams. "
-                    "Start from a run of the same head with the same sizes."
-                )
             module.load_state_dict({name: torch.from_numpy(np.array(started[name])) for name in names}, strict=False)
         head.prepare(module, self._inputs, self._fold.train, layer)
         return module.to(task.device)
@@ -184,9 +179,11 @@ class Job:
                 saved_s = time.monotonic()
                 took_s = saved_s - took_s
             on_progress(step)
-        if self._task.unfinished is not None and not finished:
-            self._task.unfinished.save(self._name, _kept(best), self._facts(self.steps, 0, waited, True))
-        self._members.load(average(best, [len(member.kept) for member in self._list], self._head.stacked))
+        if not finished:
+            best = [average(best, [len(member.kept) for member in self._list], self._head.stacked)]
+            if self._task.unfinished is not None:
+                self._task.unfinished.save(self._name, _kept(best), self._facts(self.steps, 0, waited, True))
+        self._members.load(best[0])
         return self._results()
 
     def _state(self, best: Sequence[State], order: Order) -> State:
@@ -365,13 +362,24 @@ class Job:
 
 
 def _taken(head: GradientHead, module: nn.Module, started: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the names of what a module takes from the weights that it begins with."""
+    """Return the names of what a module takes from the weights that it begins with; nothing where there are none.
+
+    Raises:
+        ConfigError: they lack one, or have it in another shape: what is left would begin at random, unnoticed.
+    """
+    if not started:
+        return []
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    return [
-        name
-        for name, shape in shapes.items()
-        if not name.startswith(head.of_classes()) and name in started and started[name].shape == shape
-    ]
+    wanted = [name for name in shapes if not name.startswith(head.of_classes())]
+    unfit = [name for name in wanted if name not in started or started[name].shape != shapes[name]]
+    if unfit:
+        there = f"is {started[unfit[0]].shape} there" if unfit[0] in started else "is not there"
+        raise ConfigError(
+            f"The run to start from does not fit the head {head.kind()!r} with these settings and streams: "
+            f"{len(unfit)} of {len(wanted)} weights, such as {unfit[0]!r}, which is {shapes[unfit[0]]} here and "
+            f"{there}. Start from a run of the same head with the same sizes and streams."
+        )
+    return wanted
 
 
 def _kept(best: Sequence[State]) -> State:

@@ -1,10 +1,27 @@
 """Blocks that several heads share; each exists once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+@contextmanager
+def exact(device: str | torch.device) -> Iterator[None]:
+    """Let float32 be float32 on a GPU, as in extraction, and repeat bit for bit where kernels can.
+
+    cuDNN's convolutions and LSTMs use TF32 by default, whose 10 bits of mantissa are 1e-3 relative. All is as before
+    when the context ends. CTC and gathers add up in any order on a GPU even so.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
+        yield
 
 
 class LayerMix(nn.Module):

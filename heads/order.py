@@ -14,7 +14,8 @@ _POOL = 50
 class Order:
     """Batches of one fold: one shuffled pass over its training part after another.
 
-    What is left of a pass begins the next, so every batch is whole, and every utterance is read once a pass.
+    What is left of a pass begins the next, so every batch is whole, and every utterance is read once a pass. Where
+    batches are of like length, the one that begins a pass is not.
 
     Args:
         train: ``(utterances,)`` positions of the training part.
@@ -39,9 +40,11 @@ class Order:
         """Return the next batch, ``(batch,)`` positions."""
         while len(self.left) < self._size:
             shuffled = self._train[torch.randperm(len(self._train), generator=self.generator)]
-            self.left = torch.cat([self.left, shuffled])
             if self._sizes is not None:
-                self.left = self._bucketed(self.left, self._sizes)
+                # What is left of a pass is made a whole batch, or an utterance would meet itself in a bucket.
+                first = -len(self.left) % self._size
+                shuffled = torch.cat([shuffled[:first], self._bucketed(shuffled[first:], self._sizes)])
+            self.left = torch.cat([self.left, shuffled])
         batch, self.left = self.left[: self._size], self.left[self._size :]
         return batch
 
@@ -62,10 +65,10 @@ def generator(settings: FitSettings, name: str) -> torch.Generator:
 
 
 def unit_steps(settings: FitSettings, num_train: int) -> int:
-    """Return the optimiser steps of one unit: 1, or those of a pass over a training part."""
+    """Return the optimiser steps of one unit: 1, or those nearest to a pass over a training part, at least one."""
     if settings.unit == "step":
         return 1
-    return max(1, math.ceil(num_train / (settings.batch_size * settings.accumulate)))
+    return max(1, math.floor(num_train / (settings.batch_size * settings.accumulate) + 0.5))
 
 
 def num_steps(settings: FitSettings, num_train: int) -> int:

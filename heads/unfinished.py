@@ -1,24 +1,26 @@
 """Training that was not finished: what a job needs to go on as if it had never stopped.
 
-A job writes its state after an evaluation, at most once in :attr:`Unfinished.every_s` seconds, under a temporary name
-and renamed into place. A run that is started again takes it up, and ends with the same numbers as an unbroken one: the
+A job writes its state after a step, at most once in :attr:`Unfinished.every_s` seconds, under a temporary name and
+renamed into place. A run that is started again takes it up, and ends with the same numbers as an unbroken one: the
 state has weights, the best weights so far, the optimiser's moments, and every generator of random numbers.
 """
 
 import json
 import logging
+import secrets
 import shutil
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
-from featcache.files import write_atomically
+from featcache.files import sync
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +49,19 @@ class Unfinished:
     def save(self, job: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Keep the state of a job, in place of the one before; training goes on where it cannot be written."""
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        path = self.folder / f"{job}.safetensors"
+        aside = self.folder / f".tmp-{secrets.token_hex(8)}"
         try:
-            write_atomically(self.folder / f"{job}.safetensors", save(plain, {"facts": json.dumps(facts)}))
-        except OSError as error:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(plain, aside, {"facts": json.dumps(facts)})  # straight to the file: a state may be gigabytes
+            sync(aside)
+            aside.replace(path)
+            sync(self.folder, below=False)
+        except (OSError, SafetensorError) as error:
             logger.warning("%s: what is done so far cannot be kept (%s); training goes on.", self.folder, error)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def load(self, job: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return the state of a job; None where there is none, or where it is damaged."""

@@ -13,7 +13,8 @@ from torch import nn
 from featcache import checkpoints, ge2e
 from featcache.checkpoints import Checkpoint
 from featcache.errors import CheckpointError
-from heads.encoder import EncoderModule, Parts, inside, written_aside
+from heads.encoder import EncoderModule, Parts, written_aside
+from heads.layers import inside
 
 _WHEEL = "resemblyzer"
 

@@ -23,7 +23,8 @@ from torch import nn
 from featcache import checkpoints, speech_encoders
 from featcache.checkpoints import Checkpoint
 from featcache.errors import ConfigError, StreamError
-from heads.encoder import EncoderModule, Parts, inside, save_model
+from heads.encoder import EncoderModule, Parts, save_model
+from heads.layers import inside
 
 _FRONT_END, _INPUT, _NORM = "front_end", "input", "final_norm"
 
@@ -100,6 +101,8 @@ class SpeechEncoder(EncoderModule):
         _remove(model, names, below)
         still += [module for module in model.modules() if isinstance(module, _PositionBias)]
         encoder = cls(checkpoint, model, below, speech_encoders.normalises(checkpoint, revision, "finetune"))
+        if any(name.startswith("layer_") for name in names[below:frozen]):
+            model.config.layerdrop = 0.0  # it would skip frozen layers too, whose output a boundary above them has
         encoder.freeze(still, dropout)
         encoder._spec_augment = dropout and _INPUT in names[frozen:]
         if hasattr(model, "masked_spec_embed"):

@@ -14,7 +14,8 @@ from torch import nn
 from featcache import checkpoints
 from featcache.checkpoints import Checkpoint
 from featcache.errors import ConfigError
-from heads.encoder import EncoderModule, Parts, inside, save_model
+from heads.encoder import EncoderModule, Parts, save_model
+from heads.layers import inside
 
 _LAYERED = {
     "bert": "encoder.layer",

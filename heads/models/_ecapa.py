@@ -1,7 +1,8 @@
 """The network of ECAPA-TDNN, every block of it blind to padding. Frames are ``(batch, channels, frames)`` throughout.
 
 Source: Desplanques, Thienpondt and Demuynck 2020 (https://arxiv.org/abs/2005.07143), Figures 1 and 2. What these leave
-open is as in SpeechBrain's ``speechbrain.lobes.models.ECAPA_TDNN``, whose weights fit by :func:`speechbrain_name`.
+open is as in SpeechBrain's ``speechbrain.lobes.models.ECAPA_TDNN``, whose weights fit by :func:`speechbrain_name`; so
+is what :mod:`heads.models.ecapa` names as departures.
 """
 
 import re
@@ -33,6 +34,7 @@ class Sizes:
     dilations: tuple[int, ...]
     global_context: bool
     edges: Edges
+    summed: bool = False
 
 
 class FrameConv(nn.Conv1d):
@@ -194,6 +196,7 @@ class EcapaTdnn(nn.Module):
 
     def __init__(self, dim: int, sizes: Sizes) -> None:
         super().__init__()
+        self.summed = sizes.summed
         self.first = Tdnn(dim, sizes.channels, sizes.first_kernel, 1, sizes.edges)
         self.blocks = nn.ModuleList(SeRes2Block(sizes, dilation) for dilation in sizes.dilations)
         self.aggregate = Tdnn(sizes.channels * len(sizes.dilations), sizes.aggregated)
@@ -206,10 +209,10 @@ class EcapaTdnn(nn.Module):
         # What is zero times anything stays zero: not a number would come back through gradients of weights.
         frames = frames.masked_fill(~inside(lengths, frames.shape[1])[..., None], 0.0)
         values = self.first(frames.mT, lengths)  # (batch, channels, frames)
-        outputs = []
+        outputs: list[torch.Tensor] = []
         for block in self.blocks:
-            values = block(values, lengths)
-            outputs.append(values)
+            outputs.append(block(values, lengths))
+            values = values + outputs[-1] if self.summed else outputs[-1]
         aggregated = self.aggregate(torch.cat(outputs, dim=1), lengths)
         embedding: torch.Tensor = self.embed(self.norm(self.statistics(aggregated, lengths)))
         return embedding

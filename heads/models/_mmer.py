@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.layers import LayerMix, masked_mean
+from heads.layers import LayerMix, inside, masked_mean
 
 _EPSILON = 1e-12  # of layer norms, BERT's
 BLANK_ID = 0
@@ -211,8 +211,8 @@ class MmerModule(nn.Module):
         self, frames: nn.Module, hidden: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return frames ``(batch, frames, dim)``, 0 behind their ends; lengths; and where that is."""
-        states, lengths = frames(hidden.masked_fill(ends(hidden.shape[2], lengths)[:, None, :, None], 0.0), lengths)
-        behind = ends(states.shape[1], lengths)
+        states, lengths = frames(hidden.masked_fill(~inside(lengths, hidden.shape[2])[:, None, :, None], 0.0), lengths)
+        behind = ~inside(lengths, states.shape[1])
         return self.dropout(states.masked_fill(behind[..., None], 0.0)), lengths, behind
 
 
@@ -226,11 +226,6 @@ class Frames(nn.Module):
     def forward(self, hidden: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map ``(batch, layers, frames, dim)`` to ``(batch, frames, dim)``, with the same lengths."""
         return (hidden[:, 0] if self.mix is None else self.mix(hidden)), lengths
-
-
-def ends(num_frames: int, lengths: torch.Tensor) -> torch.Tensor:
-    """Return ``(batch, frames)``, True behind each utterance's end."""
-    return torch.arange(num_frames, device=lengths.device) >= lengths[:, None]
 
 
 def frames_needed(ids: Sequence[int]) -> int:

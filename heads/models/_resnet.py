@@ -8,6 +8,7 @@ from torch import nn
 
 from featcache.errors import ConfigError
 from heads.augment import Masks, spec_augment
+from heads.layers import inside
 
 _LEAST_VARIANCE = 1e-5  # as batch norm's: the root's gradient stays finite where nothing varies
 
@@ -154,8 +155,7 @@ def hide(values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
     """Set what lies behind each utterance to 0 in ``(batch, channels, frames, mels)``."""
     if lengths is None:
         return values
-    behind = torch.arange(values.shape[2], device=values.device) >= lengths[:, None]
-    return values.masked_fill(behind[:, None, :, None], 0.0)
+    return values.masked_fill(~inside(lengths, values.shape[2])[:, None, :, None], 0.0)
 
 
 def statistics(frames: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -168,7 +168,7 @@ def statistics(frames: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tens
     if lengths is None:
         variance, mean = torch.var_mean(frames, dim=1, correction=0)
     else:
-        inside = (torch.arange(frames.shape[1], device=frames.device) < lengths[:, None])[..., None]
-        mean = (frames * inside).sum(1) / lengths[:, None]
-        variance = ((frames - mean[:, None]).square() * inside).sum(1) / lengths[:, None]
+        own = inside(lengths, frames.shape[1])[..., None]
+        mean = (frames * own).sum(1) / lengths[:, None]
+        variance = ((frames - mean[:, None]).square() * own).sum(1) / lengths[:, None]
     return torch.cat([mean, (variance + _LEAST_VARIANCE).sqrt()], dim=1)

@@ -5,7 +5,9 @@ Aggregation in TDNN Based Speaker Verification" (https://arxiv.org/abs/2005.0714
 2022. Defaults are the paper's smaller network: 512 channels, three blocks of dilation 2, 3 and 4, an embedding of 192.
 On 80 mels the embedding has 6.2 million parameters, and 14.7 million with 1024 channels, as the paper says.
 
-Departures: the classifier is a linear layer with cross-entropy, as in Morais et al., and not AAM-softmax. Padding
+Departures: three are SpeechBrain's. A block reads the output of the one before it, and not the sum of all before it,
+unless `summed` is set; batch norm stands behind the convolution that aggregates the blocks; none stands behind the
+embedding. The classifier is a linear layer with cross-entropy, as in Morais et al., and not AAM-softmax. Padding
 changes no score, and in training no statistic of batch normalisation; published code convolves and normalises it.
 """
 
@@ -35,6 +37,8 @@ class Ecapa(PoolingHead):
         embedding_dim: size of the embedding.
         padding: what convolutions see around an utterance: ``"zeros"``, or its own frames mirrored (``"reflect"``, as
             SpeechBrain's, at about the cost of another convolution).
+        summed: whether a block reads the sum of what all before it gave, as in section 3.3 of the paper; SpeechBrain's
+            reads what the one before it gave.
     """
 
     title: ClassVar[str] = "ECAPA-TDNN: Res2Net blocks with gates, attentive statistics, embedding, linear"
@@ -51,6 +55,7 @@ class Ecapa(PoolingHead):
     global_context: bool = True
     embedding_dim: int = 192
     padding: Literal["zeros", "reflect"] = "zeros"
+    summed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,5 +101,6 @@ class Ecapa(PoolingHead):
                 dilations=self.dilations,
                 global_context=self.global_context,
                 edges=self.padding,
+                summed=self.summed,
             ),
         )

@@ -184,10 +184,12 @@ class Mmer(GradientHead["ModalInputs"]):
         samples = speech is not None and speech.spec.kind == WAVEFORM
         if samples and self.encoder is None:
             raise ConfigError("mmer reads samples only through an encoder. Name one: settings.encoder=CHECKPOINT.")
+        least = 1
         if speech is not None and self.encoder is not None:
-            _check_least(views[0], least_frames(speech.spec, self.encoder, self.revision))
+            least = least_frames(speech.spec, self.encoder, self.revision)
+            _check_least(views[0], least)
         if speech is not None and characters is not None:
-            _check_lengths(speech, characters, task.ids)
+            _check_lengths(speech, characters, task.ids, least)
         further = None if characters is None else task.view(characters)
         return ModalInputs(views, further, _HELD_BY_SAMPLE if samples else _HELD_BY_FRAME)
 
@@ -321,17 +323,26 @@ def _leave_unmasked(encoder: EncoderModule) -> None:
         model.masked_spec_embed.requires_grad_(False)
 
 
-def _check_lengths(speech: CachedStream, characters: CachedStream, ids: Sequence[str]) -> None:
+def _check_lengths(speech: CachedStream, characters: CachedStream, ids: Sequence[str], least: int) -> None:
     """Tell how many utterances have too few frames for their characters.
+
+    Args:
+        speech: frames, or the samples that an encoder makes them of.
+        characters: what CTC is to spell.
+        ids: utterances.
+        least: samples that give one frame; of no meaning for frames.
 
     Raises:
         ConfigError: all of them.
     """
     shift_s = speech.spec.frame_shift_s
-    ratio = shift_s / _ENCODED_SHIFT_S if speech.spec.kind == WAVEFORM and shift_s else 1.0
-    short = [
-        name for name in ids if int(ratio * speech.num_frames(name)) < frames_needed(characters[name][0, :, 0].tolist())
-    ]
+    hop = round(_ENCODED_SHIFT_S / shift_s) if speech.spec.kind == WAVEFORM and shift_s else 0
+    short = []
+    for name in ids:
+        count = speech.num_frames(name)
+        count = (count - least) // hop + 1 if hop else count
+        if count < frames_needed(characters[name][0, :, 0].tolist()):
+            short.append(name)
     if not short:
         return
     told = (

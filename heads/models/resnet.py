@@ -92,6 +92,11 @@ class Resnet(GradientHead["SegmentInputs"]):
         sizes = (*self.first_stride, *self.blocks, *self.time_strides, *self.frequency_strides, *self.chunks)
         if min(self.channels, self.embedding, self.copies, *sizes) < 1:
             raise ConfigError(f"resnet takes sizes, strides, chunks and copies of 1 or more, got {self}.")
+        if self.augment != "none" and self.normalise == "none":
+            raise ConfigError(
+                "resnet masks with 0, which is the mean of normalised segments, and louder than speech in log-mels as "
+                "they are. Set normalise to segment, or augment to none."
+            )
 
     def read_layers(self, num_layers: int) -> Sequence[int]:
         """Return the one layer."""
