@@ -256,6 +256,7 @@ def train_heads(
     from featcache.manifest import Manifest
     from pipelines import config, show
     from pipelines import train_heads as pipeline
+    from pipelines.resolve import settle
 
     options: dict[str, Any] = {
         "head": head, "streams": tuple(stream or ()), "folds": folds, "validation": validation,
@@ -265,7 +266,7 @@ def train_heads(
     chosen = config.read_preset(preset)
     runs = {} if head else config.preset_runs(chosen)
     for folder, one in {out / name: one for name, one in runs.items()}.items() or [(out, chosen)]:
-        wanted = config.train_config(one, options, settings or [])
+        wanted = settle(config.train_config(one, options, settings or []), one, cache)
         done = []
         for place, seeded in config.seeded(wanted, folder, seeds):
             with show.bar(wanted.head) as progress:
@@ -375,8 +376,13 @@ def describe(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the head, KEY=VALUE; repeat for several.")
     ] = None,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the stream it reads.")] = 25,
-    dim: Annotated[int, typer.Option("--dim", min=1, help="Size of a frame.")] = 1024,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, help="Layers of the stream it reads.", show_default="the preset's, or 25"),
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option("--dim", min=1, help="Size of a frame.", show_default="the preset's, or 1024")
+    ] = None,
     classes: Annotated[int, typer.Option("--classes", min=2, help="Number of classes.")] = 4,
 ) -> None:
     """Show a head's blocks, their outputs and parameters, and the streams that it needs."""
@@ -388,7 +394,7 @@ def describe(
 
 @app.command("list")
 def list_plugins() -> None:
-    """List corpora, streams, aligners, heads, backends, ablations and presets."""
+    """List corpora, streams, aligners, heads, backends, ablations, papers and presets."""
     from pipelines import show
 
     typer.echo(show.plugins())

@@ -1,23 +1,34 @@
 """What a head is made of: its blocks, what each gives, how many parameters it trains, and what it reads."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import nn
 
-from featcache.errors import ConfigError
+from featcache import registry
+from featcache.errors import ConfigError, FeatcacheError
+from featcache.settings import build
+from featcache.stream import Stream
 from heads.head import GradientHead, Head
+from heads.pooling import PoolingHead
 from pipelines.config import train_config
 from pipelines.show import table
 from pipelines.train_heads import load_head
 
 _DEPTH = 2  # blocks of blocks, no further
+_LAYERS, _DIM = 25, 1024  # of wav2vec2-large
 
 
 def run(
-    name: str | None, preset: Mapping[str, Any], overrides: Sequence[str], layers: int, dim: int, classes: int
+    name: str | None,
+    preset: Mapping[str, Any],
+    overrides: Sequence[str],
+    layers: int | None,
+    dim: int | None,
+    classes: int,
 ) -> str:
     """Describe a head.
 
@@ -25,8 +36,8 @@ def run(
         name: the head; None is the preset's.
         preset: what :func:`pipelines.config.read_preset` returned.
         overrides: settings of the head, as ``KEY=VALUE`` texts.
-        layers: layers of the stream it reads.
-        dim: size of a frame.
+        layers: layers of the stream it reads; None is those of the preset's stream, or 25.
+        dim: size of a frame; None likewise, or 1024.
         classes: number of classes.
 
     Raises:
@@ -39,17 +50,37 @@ def run(
     values = ", ".join(f"{field.name}={getattr(head, field.name)}" for field in fields(head))  # type: ignore[arg-type]
     lines = [f"{head.kind()}: {head.title}", f"settings: {values or 'none'}", f"reads: {reads(head)}"]
     if isinstance(head, GradientHead):
-        lines += ["", _blocks(head, {"num_layers": layers, "dim": dim, "num_classes": classes})]
+        stream, known_layers, known_dim = _source(head, preset)
+        sizes = {"num_layers": layers or known_layers, "dim": dim or known_dim, "num_classes": classes}
+        told = f"of {stream}; --layers and --dim say others" if stream else "by --layers, --dim and --classes"
+        lines += ["", f"sizes: {sizes['num_layers']} x {sizes['dim']}, {classes} classes, {told}", _blocks(head, sizes)]
     else:
         lines.append("It trains no blocks by gradients; its parameters follow from the data.")
     return "\n".join(lines)
+
+
+def _source(head: Head, preset: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Return the stream that a preset's head reads, with its layers and the size of its frames.
+
+    Without a name, 25 and 1024 where there is no preset, or where a checkpoint would have to be looked for.
+    """
+    stated = (preset.get("extract") or {}).get("streams") or {}
+    wanted = [one for one in (preset.get("train") or {}).get("streams") or () if one not in head.further_streams()]
+    for kind in wanted:
+        settings = stated.get(kind) or {}
+        if kind in stated and str(settings.get("checkpoint", "demo:")).startswith(("demo:", "minilm")):
+            with suppress(FeatcacheError):
+                spec = build(registry.load("featcache.streams", kind, Stream), settings, f"stream {kind}").spec()
+                return kind, len(spec.layers), spec.dim
+    return "", _LAYERS, _DIM
 
 
 def reads(head: Head) -> str:
     """Return what a head needs of a cache, in words."""
     what = "frames" if head.tier == "frames" else "the stats tier (mean and std over time)"
     further = head.further_streams()
-    return f"{what} of one stream" + (f", and the streams {', '.join(further)}" if further else "")
+    several = ", or of several with fusion=early or late" if isinstance(head, PoolingHead) else ""
+    return f"{what} of one stream{several}" + (f", and the streams {', '.join(further)}" if further else "")
 
 
 def _blocks(head: GradientHead, shapes: Mapping[str, int]) -> str:

@@ -1,12 +1,14 @@
 """Which streams of a cache a preset means: those whose settings are the ones that its section ``extract`` states."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from featcache.cache import Cache
 from featcache.errors import CacheError
 from featcache.stream import StreamSpec
+from pipelines.config import TrainConfig
 
 
 def resolve_streams(cache: Cache, preset: Mapping[str, Any], prefer: Sequence[str] = ()) -> dict[str, str]:
@@ -30,6 +32,27 @@ def resolve_streams(cache: Cache, preset: Mapping[str, Any], prefer: Sequence[st
     wanted = (preset.get("train") or {}).get("streams") or ()
     stated = (preset.get("extract") or {}).get("streams") or {}
     return {kind: _resolve(cache, kind, stated, prefer) for kind in wanted}
+
+
+def settle(config: TrainConfig, preset: Mapping[str, Any], cache: Path) -> TrainConfig:
+    """Return a configuration whose streams are the preset's where the cache has several of a kind.
+
+    Args:
+        config: what is trained.
+        preset: what it was made of.
+        cache: the cache's folder; where there is none, that is told later.
+
+    Raises:
+        CacheError: none of several is the preset's, or more than one.
+    """
+    stated = (preset.get("extract") or {}).get("streams") or {}
+    if not cache.is_dir():
+        return config
+    opened = Cache(cache)
+    kinds = [name.rpartition("-")[0] for name in opened]
+    several = [name for name in config.streams if name in stated and kinds.count(name) > 1]
+    found = {name: _resolve(opened, name, stated, ()) for name in several}
+    return replace(config, streams=tuple(found.get(name, name) for name in config.streams))
 
 
 def _resolve(cache: Cache, kind: str, stated: Mapping[str, Any], prefer: Sequence[str]) -> str:

@@ -232,6 +232,7 @@ def plugins() -> str:
     from heads.head import Head
     from pipelines.ablate_spec import ablation_names
     from pipelines.config import preset_names, read_preset
+    from pipelines.paper import paper_names, read_paper
 
     lines = []
     for heading, package, contract in (
@@ -249,7 +250,10 @@ def plugins() -> str:
             lines.append(f"  {name:16} {title}")
     lines += ["Backends:", *(f"  {name}" for name in registry.names("featcache.backends"))]
     lines += ["Ablations:", *(f"  {name}" for name in ablation_names())]
-    lines += ["Presets:", *(f"  {name:24} {read_preset(name).get('about', '')}" for name in preset_names())]
+    papers = {name: read_paper(name) for name in paper_names()}
+    lines += ["Papers (featcache reproduce):", *(f"  {name:16} {paper.title}" for name, paper in papers.items())]
+    width = max(map(len, preset_names()))
+    lines += ["Presets:", *(f"  {name:{width}} {read_preset(name).get('about', '')}" for name in preset_names())]
     return "\n".join(lines)
 
 
@@ -260,7 +264,8 @@ def bar(name: str, unit: str = " steps") -> "Iterator[OnProgress]":
 
     from pipelines.extract import interval_s
 
-    with tqdm(desc=name, unit=unit, file=sys.stderr, mininterval=interval_s()) as progress:
+    # Late enough that what is refused at once has no bar above it.
+    with tqdm(desc=name, unit=unit, file=sys.stderr, mininterval=interval_s(), delay=0.5) as progress:
 
         def advance(done: int, total: int) -> None:
             progress.total = total

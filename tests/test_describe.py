@@ -38,3 +38,16 @@ def test_settings_and_presets_decide_the_blocks() -> None:
 
 def test_a_missing_head_is_asked_for() -> None:
     assert isinstance(runner.invoke(app, ["describe"]).exception, ConfigError)
+
+
+def test_sizes_are_those_of_the_presets_stream() -> None:
+    padi = call("describe", "--preset", "padi-finetuned")
+    assert "sizes: 1 x 128, 4 classes, of log_mel" in padi
+    assert padi.splitlines()[-1].endswith("22,104,198")
+    told = call("describe", "--preset", "padi-finetuned", "--dim", "64")
+    assert "sizes: 1 x 64" in told
+    assert "sizes: 25 x 1024" in call("describe", "--preset", "superb")  # its checkpoint is not looked for
+
+
+def test_a_head_of_several_streams_says_so() -> None:
+    assert "of one stream, or of several with fusion=early or late" in call("describe", "ecapa", "--dim", "8")

@@ -9,7 +9,8 @@ import featcache
 from featcache.commit import StreamWriter
 from featcache.errors import CacheError
 from featcache.stream import StreamSpec
-from pipelines.resolve import resolve_streams
+from pipelines.config import TrainConfig
+from pipelines.resolve import resolve_streams, settle
 
 
 def hold(cache: Path, kind: str, settings: dict[str, Any], checkpoint: str | None = None) -> str:
@@ -94,3 +95,17 @@ def test_phones_of_any_alignment_do_where_there_is_one(tmp_path: Path) -> None:
         "train": {"streams": ["phones"]},
     }
     assert resolve_streams(featcache.open(tmp_path), wanted) == {"phones": name}
+
+
+def test_a_presets_stream_is_taken_where_a_cache_has_several_of_its_kind(tmp_path: Path) -> None:
+    slow = hold(tmp_path, "log_mel", {"definition": "mel80_20ms"})
+    chosen = preset("log_mel", definition="mel80_20ms")
+    config = TrainConfig(streams=("log_mel",))
+    assert settle(config, chosen, tmp_path) == config  # the only one: its name stays as it was said
+    fast = hold(tmp_path, "log_mel", {"definition": "mel128_10ms"})
+    assert settle(config, chosen, tmp_path).streams == (slow,)
+    assert settle(TrainConfig(streams=(fast,)), chosen, tmp_path).streams == (fast,)
+    assert settle(TrainConfig(streams=("log_mel",)), {}, tmp_path).streams == ("log_mel",)
+    with pytest.raises(CacheError, match="has no log_mel with definition=mfcc"):
+        settle(config, preset("log_mel", definition="mfcc"), tmp_path)
+    assert settle(config, chosen, tmp_path / "none") == config
