@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -31,8 +31,11 @@ from featcache.errors import CheckpointError, ConfigError
 from featcache.files import sync
 from featcache.stream import StreamSpec
 
-Freeze = Literal["nothing", "front_end", "all"] | int
-"""What of an encoder does not train: nothing, its front end, all of it, or all up to layer N (0: all below layer 1)."""
+Freeze = int | str
+"""What of an encoder does not train: one of `FREEZES`, or all up to layer N (0: all below layer 1)."""
+
+FREEZES = ("nothing", "front_end", "all")
+"""Names of what does not train."""
 
 _PLUGINS = "heads.encoders"
 _SMALL = (".json", ".txt", ".model")
@@ -202,6 +205,7 @@ def load_encoder(
             something is to train that lies below the boundary.
         CheckpointError: the checkpoint cannot be loaded.
     """
+    check_freeze(freeze)
     plugin = encoder_of(spec)
     found = _found(plugin, spec, checkpoint, revision)
     parts = plugin.parts(found)
@@ -210,6 +214,16 @@ def load_encoder(
     frozen = _frozen(parts, freeze, below, f"{layer} of {spec.name}")
     with torch.device("cpu"):  # even where sizes are counted on a device without numbers
         return plugin.build(found, revision, below, frozen, dropout)
+
+
+def check_freeze(freeze: Freeze | None) -> None:
+    """Refuse what no encoder can freeze, before one is loaded.
+
+    Raises:
+        ConfigError: it is text, and none of `FREEZES`.
+    """
+    if isinstance(freeze, str) and freeze not in FREEZES:
+        raise ConfigError(f"freeze is {freeze!r}; it may be {', '.join(FREEZES)}, or a number of layers.")
 
 
 def encoder_of(spec: StreamSpec) -> type[EncoderModule]:
@@ -240,12 +254,15 @@ def start_of(spec: StreamSpec, start_layer: int | None) -> int:
     count = len(spec.layers)
     if start_layer is None and count == 1:
         return 0
-    if start_layer is None or not -count <= start_layer < count:
-        raise ConfigError(
-            f"start_layer is {start_layer}, and {spec.name} has {count} layers: 0 is {spec.layers[0]!r}, {count - 1} "
-            f"is {spec.layers[-1]!r}. Say from which of them the encoder starts."
-        )
-    return start_layer % count
+    if start_layer is not None and -count <= start_layer < count:
+        return start_layer % count
+    given = "" if start_layer is None else f"start_layer is {start_layer}, and "
+    if count == 1:
+        raise ConfigError(f"{given}{spec.name} has one layer, {spec.layers[0]!r}. Leave start_layer out.")
+    raise ConfigError(
+        f"{given}{spec.name} has {count} layers, 0 ({spec.layers[0]!r}) to {count - 1} ({spec.layers[-1]!r}). Say from "
+        "which of them the encoder starts: --set settings.start_layer=N."
+    )
 
 
 def least_frames(spec: StreamSpec, checkpoint: str | None, revision: str | None = None) -> int:

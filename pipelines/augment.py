@@ -19,10 +19,10 @@ from featcache.files import quoted
 from featcache.manifest import Manifest, Utterance
 from featcache.workers import Died, Workers
 from heads.protocol import COPY_OF
-from pipelines.run_folders import check_folder
 
 AUDIO = "audio"
 MANIFEST = "manifest.jsonl"
+_DRAWN = "augmentation"
 _OF_THE_FILE = ("sample_rate_hz", "num_samples", "num_channels", "duration_s")
 """Columns that corpora have, and that are not true of a copy."""
 _EACH = 4
@@ -34,8 +34,9 @@ class Augmented:
     """What was written.
 
     Attributes:
-        num_originals: utterances that were there before.
-        num_copies: copies that are there now.
+        num_originals: utterances that are no copies.
+        num_copies: copies that the manifest lists now.
+        num_brought: those of them that the manifest that was read listed already.
         num_made: those of them that were made now.
         failures: id of an original to why it has no copies.
         num_strangers: further files among the copies, of other recipes, seeds or recordings.
@@ -43,6 +44,7 @@ class Augmented:
 
     num_originals: int
     num_copies: int
+    num_brought: int
     num_made: int
     failures: Mapping[str, str]
     num_strangers: int
@@ -56,6 +58,7 @@ def run(
     seed: int = 0,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
+    overwrite: bool = False,
 ) -> Augmented:
     """Write the copies that are not there yet, and the manifest.
 
@@ -67,15 +70,18 @@ def run(
         seed: of what is drawn; the same gives the same files.
         workers: processes; None is one for each core.
         on_progress: called with originals done, and all of them.
+        overwrite: replace a manifest in `out` that lists what the new one does not; files of copies stay.
 
     Raises:
         ManifestError: an original is called as a copy would be.
-        ConfigError: `out` is a file, or holds a manifest that is not of copies.
+        ConfigError: `out` is a file, or holds a manifest that is not of copies, or of other ones.
     """
-    _check_out(manifest, out)
+    listed = _manifest_there(manifest, out)
     originals = [utterance for utterance in manifest if not utterance.column(COPY_OF)]
     wanted = {utterance.id: draw(recipe, utterance.id, copies, seed) for utterance in originals}
     _check_ids(manifest, wanted)
+    if not overwrite:
+        _check_kept(listed, manifest, wanted, out)
     replies = _made(manifest, originals, wanted, out / AUDIO, workers, on_progress)
     rows: list[Utterance] = []
     for utterance in manifest:
@@ -83,14 +89,16 @@ def run(
         rows.append(replace(utterance, audio=audio))
         files = replies[utterance.id].files if utterance.id in replies else ()
         rows += [_row(utterance, copy, file) for copy, file in zip(wanted.get(utterance.id, ()), files, strict=False)]
-    if len(rows) > len(manifest):
+    num_new, num_brought = len(rows) - len(manifest), len(manifest) - len(originals)
+    if num_new:
         Manifest(rows, folder=out).write(out / MANIFEST)
     named = {file for reply in replies.values() for file in reply.files}
     named |= {Path(row.audio).name for row in rows if row.audio is not None}
     there = {file.name for file in (out / AUDIO).glob("*.flac")}
     return Augmented(
         len(originals),
-        sum(len(reply.files) for reply in replies.values()),
+        num_brought + num_new,
+        num_brought,
         sum(reply.num_made for reply in replies.values()),
         {name: reply.failure for name, reply in replies.items() if reply.failure},
         len(there - named),
@@ -131,7 +139,7 @@ def _made(
 
 def _row(original: Utterance, copy: Copy, file: str) -> Utterance:
     extra = {name: value for name, value in original.extra.items() if name not in _OF_THE_FILE}
-    extra |= {COPY_OF: original.id, "augmentation": copy.drawn}
+    extra |= {COPY_OF: original.id, _DRAWN: copy.drawn}
     return replace(original, id=copy.id, audio=f"{AUDIO}/{file}", start_s=None, end_s=None, extra=extra)
 
 
@@ -145,13 +153,35 @@ def _check_ids(manifest: Manifest, wanted: Mapping[str, Sequence[Copy]]) -> None
         )
 
 
-def _check_out(manifest: Manifest, out: Path) -> None:
-    """Refuse to write over a manifest that is not of copies, above all the one that is read."""
-    check_folder(out)
+def _manifest_there(manifest: Manifest, out: Path) -> Sequence[Utterance]:
+    """Return what a manifest in a folder lists; refuse one that is not of copies, above all the one that is read."""
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{str(nearest)!r} is a file, and OUT is a folder to write. Name one, such as 'augmented'.")
     there = out / MANIFEST
+    if not there.exists():
+        return ()
+    rows = Manifest.read(there)
     own = manifest.folder.resolve() == out.resolve()
-    if there.exists() and (own or not any(row.column(COPY_OF) for row in Manifest.read(there))):
+    if own or not any(row.column(COPY_OF) for row in rows):
         raise ConfigError(
             f"{str(there)!r} is there already, and is {'what is read' if own else 'no manifest of copies'}. Give OUT "
             "a folder of its own."
+        )
+    return rows
+
+
+def _check_kept(
+    there: Sequence[Utterance], manifest: Manifest, wanted: Mapping[str, Sequence[Copy]], out: Path
+) -> None:
+    """Refuse to replace a list by one that lacks some of it: utterances, or copies as they were drawn."""
+    kept = {row.id: row.column(_DRAWN) for row in manifest}
+    kept |= {copy.id: copy.drawn for copies in wanted.values() for copy in copies}
+    lost = [row for row in there if row.id not in kept or row.column(_DRAWN) != kept[row.id]]
+    if lost:
+        what = "copies" if all(row.column(COPY_OF) for row in lost) else "utterances"
+        raise ConfigError(
+            f"{str(out / MANIFEST)!r} lists {len(lost)} {what}, such as {quoted(lost[0].id)}, that this "
+            "manifest, recipe and seed would leave out or draw otherwise. Give another folder, name the kinds and "
+            "numbers of copies that are there as well, or replace the list with --overwrite; files of copies stay."
         )

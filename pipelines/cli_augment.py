@@ -24,6 +24,10 @@ def augment(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes.", show_default="one for each core")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a manifest in OUT that lists copies which the new one does not."),
+    ] = False,
 ) -> None:
     """Write augmented copies of a manifest's recordings, and a manifest that lists both.
 
@@ -37,6 +41,9 @@ def augment(
 
         far: {pitch: [-4, 4], noise: [0, 10]}
 
+    A manifest that is in OUT already is replaced where the new one lists all that it does, as with more kinds or more
+    copies; else by --overwrite alone. Files of copies are never removed.
+
     The column "augmentation" says what was drawn. Exit code 3: some recordings cannot be used; the others are done.
     """
     from featcache.augmentation import read_recipe
@@ -46,16 +53,17 @@ def augment(
 
     wanted, utterances = read_recipe(recipe), Manifest.read(manifest)
     with show.bar("augment", " utt") as progress:
-        done = pipeline.run(utterances, out, wanted, copies, seed, workers, progress)
+        done = pipeline.run(utterances, out, wanted, copies, seed, workers, progress, overwrite)
     for name, reason in done.failures.items():
         typer.echo(f"{name}: no copies: {reason}", err=True)
     if done.num_strangers:
         typer.echo(
             f"{out / pipeline.AUDIO} holds {done.num_strangers} further FLAC files, which its manifest does not name."
         )
-    typer.echo(f"{done.num_originals} originals, {done.num_copies} copies, {done.num_made} of them made now.")
-    if not done.num_copies:
+    if done.num_copies == done.num_brought:
         typer.echo("Nothing could be augmented, and no manifest was written.", err=True)
         raise typer.Exit(1)
+    brought = f", {done.num_brought} of them in {manifest} already" if done.num_brought else ""
+    typer.echo(f"{done.num_originals} originals, {done.num_copies} copies{brought}, {done.num_made} of them made now.")
     typer.echo(f"Wrote {out / pipeline.MANIFEST}.")
     raise typer.Exit(PARTLY if done.failures else 0)

@@ -189,7 +189,9 @@ def test_a_fusion_is_made_for_each_seed_over_names_and_patterns(tmp_path: Path) 
             "even": {"runs": ["a*", "b,seed=1"]},
         },
     }  # fmt: skip
-    with pytest.raises(ConfigError, match=r"fuse.two.weights is search, stack, joint, or a number for each of its 2 runs"):
+    with pytest.raises(
+        ConfigError, match=r"fuse.two.weights is search, stack, joint, or a number for each of its 2 runs"
+    ):
         read(tmp_path, {**spec, "fuse": {"two": {"runs": ["a,layer=1", "b"], "weights": [1]}}})
     found = {fusion.name: fusion for fusion in read(tmp_path, spec).fusions}
     assert list(found) == ["all,seed=0", "all,seed=1", "two,seed=0", "two,seed=1", "even,seed=0", "even,seed=1"]

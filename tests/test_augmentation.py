@@ -172,7 +172,7 @@ def test_the_manifest_lists_originals_and_copies(tmp_path: Path, manifest: Manif
     copy = written.utterance("u000~late-2")
     assert (copy.text, copy.label, copy.speaker, copy.session) == (rows[0].text, "sad", "s0", "s0")
     assert (copy.start_s, copy.end_s) == (None, None)
-    assert copy.audio.startswith("audio/u000-late-2-")
+    assert (copy.audio or "").startswith("audio/u000-late-2-")
     assert set(copy.extra) == {"votes", "version_of", "augmentation"}
     assert copy.extra["version_of"] == "u000"
     [expected] = [one.drawn for one in draw(QUICK, "u000", 2, 7) if one.id == copy.id]
@@ -243,7 +243,7 @@ def test_copies_are_not_copied(tmp_path: Path, manifest: Manifest) -> None:
     with pytest.raises(ManifestError, match="'u000~noise-1' is in the manifest already"):
         augment.run(once, tmp_path / "more", QUICK, workers=1)
     done = augment.run(once, tmp_path / "more", {"soft": {"noise": (40.0, 50.0)}}, workers=1)
-    assert (done.num_originals, done.num_copies) == (3, 3)
+    assert (done.num_originals, done.num_copies, done.num_brought, done.num_made) == (3, 9, 6, 3)
     written = Manifest.read(tmp_path / "more" / "manifest.jsonl")
     assert len(written) == 12
     assert all(written.audio_path(one).is_file() for one in written)
@@ -256,8 +256,39 @@ def test_a_manifest_is_never_written_over(tmp_path: Path, manifest: Manifest) ->
             ConfigError, match=r"manifest.jsonl' is there already, and is (what is read|no manifest of)"
         ):
             augment.run(read, manifest.folder, QUICK, workers=1)
-    with pytest.raises(ConfigError, match="is a file"):
-        augment.run(manifest, manifest.folder / "u000.wav", QUICK, workers=1)
+    for path in (manifest.folder / "u000.wav", manifest.folder / "u000.wav" / "below"):
+        with pytest.raises(ConfigError, match=r"u000.wav' is a file, and OUT is a folder to write. Name one"):
+            augment.run(manifest, path, QUICK, workers=1)
+
+
+def test_a_list_of_copies_is_replaced_only_by_one_that_holds_all_of_it(tmp_path: Path, manifest: Manifest) -> None:
+    out, late = tmp_path / "out", {"late": QUICK["late"]}
+    augment.run(manifest, out, QUICK, workers=1)
+    before = files(out)
+    for call, words in (
+        ({"manifest": manifest, "recipe": late}, "lists 3 copies, such as 'u000~noise-1', that this"),
+        ({"manifest": manifest, "recipe": QUICK, "seed": 1}, "lists 6 copies, such as 'u000~noise-1'"),
+        ({"manifest": manifest.select(["u001", "u002"]), "recipe": QUICK}, "lists 3 utterances, such as 'u000'"),
+    ):
+        with pytest.raises(ConfigError, match=rf"out.manifest.jsonl' {words}.* or replace the list with --overwrite"):
+            augment.run(out=out, workers=1, **call)
+        assert files(out) == before
+    done = augment.run(manifest, out, late, workers=1, overwrite=True)
+    assert (done.num_copies, done.num_made, done.num_strangers) == (3, 0, 3)
+    assert (
+        files(out / "audio").items()
+        == {
+            name.removeprefix("audio/"): content for name, content in before.items() if name.startswith("audio/")
+        }.items()
+    )
+    # More kinds and more copies hold what is there.
+    assert augment.run(manifest, out, QUICK, copies=2, workers=1).num_copies == 12
+
+
+def test_overwrite_spares_manifests_that_are_not_of_copies(tmp_path: Path, manifest: Manifest) -> None:
+    manifest.write(manifest.folder / "manifest.jsonl")
+    with pytest.raises(ConfigError, match="is what is read"):
+        augment.run(manifest, manifest.folder, QUICK, workers=1, overwrite=True)
 
 
 def test_copies_are_extracted_like_any_utterance(tmp_path: Path, manifest: Manifest) -> None:
@@ -280,12 +311,19 @@ def test_the_command_says_what_it_did(tmp_path: Path, manifest: Manifest) -> Non
     assert result.exit_code == 0
     assert "3 originals, 6 copies, 6 of them made now." in result.stdout
     result = CliRunner().invoke(app, [*arguments, "--seed", "1"])
+    assert isinstance(result.exception, ConfigError)
+    result = CliRunner().invoke(app, [*arguments, "--seed", "1", "--overwrite"])
     assert "holds 6 further FLAC files" in result.stdout
     (manifest.folder / "u001.wav").unlink()
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, [*arguments, "--overwrite"])
     assert result.exit_code == 3
     assert "u001: no copies: " in result.stderr
     assert "3 originals, 4 copies, 0 of them made now." in result.stdout
+    once, kinds = tmp_path / "out" / "manifest.jsonl", tmp_path / "kinds.yaml"
+    kinds.write_text("soft: {noise: [40, 50]}\n")
+    result = CliRunner().invoke(app, [str(once), str(tmp_path / "more"), "--recipe", str(kinds), "--workers", "1"])
+    assert result.exit_code == 3
+    assert f"3 originals, 6 copies, 4 of them in {once} already, 2 of them made now." in result.stdout
     for path in manifest.folder.glob("*.wav"):
         path.unlink()
     result = CliRunner().invoke(app, [arguments[0], str(tmp_path / "none"), *arguments[2:]])

@@ -124,7 +124,7 @@ class Reference:
 
 @pytest.mark.parametrize("global_context", [True, False])
 @pytest.mark.parametrize("edges", EDGES)
-def test_the_network_is_the_papers_number_by_number(edges: Edges, global_context: bool) -> None:
+def test_the_network_is_the_reference_number_by_number(edges: Edges, global_context: bool) -> None:
     module = network(edges, global_context)
     frames, lengths = torch.randn(2, 7, DIM), torch.tensor([7, 4])
     found = module(frames, lengths)

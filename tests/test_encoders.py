@@ -13,6 +13,7 @@ from text_makers import text_checkpoint
 
 from featcache import checkpoints, ge2e, text_encoders
 from featcache.errors import CheckpointError, ConfigError, StreamError
+from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
 from featcache.streams.conv_features import ConvFeatures
 from featcache.streams.ge2e_mels import Ge2eMels
@@ -21,7 +22,9 @@ from featcache.streams.hidden_states import HiddenStates
 from featcache.streams.token_states import TokenStates
 from featcache.streams.tokens import TokenIds
 from featcache.streams.waveform import Waveform
-from heads.encoder import EncoderModule, least_frames, load_encoder
+from heads.encoder import EncoderModule, least_frames, load_encoder, start_of
+from heads.models.finetune import Finetune
+from heads.models.mmer import Mmer
 
 SPEECH = [tone(seconds, seed=number) for number, seconds in enumerate((0.31, 0.5, 0.5, 0.42))]
 TEXTS = ["the weather is lovely today", "so sad.", "it's the sun, love", "happy"]
@@ -271,7 +274,7 @@ def test_what_trains_is_counted_by_hand(found: Found) -> None:
         3: norm,
         "all": 0,
     }.items():
-        assert num_trained(load_encoder(wave, checkpoint, freeze=freeze)) == expected  # type: ignore[arg-type]
+        assert num_trained(load_encoder(wave, checkpoint, freeze=freeze)) == expected
     group = str(found("wav2vec2", "group"))
     assert num_trained(load_encoder(wave, group, freeze=1)) == 2 * layer
     assert num_trained(load_encoder(ConvFeatures(group).spec(), group)) == projection + position + 3 * layer + norm
@@ -323,7 +326,7 @@ def test_spec_augment_masks_only_where_the_projection_trains(found: Found, monke
     checkpoint = str(found("wav2vec2", "layer"))
     stream = read(ConvFeatures(checkpoint), SPEECH)
     for freeze, expected in (("front_end", True), (0, False)):
-        encoder = load_encoder(stream.spec, checkpoint, freeze=freeze, dropout=True).train()  # type: ignore[arg-type]
+        encoder = load_encoder(stream.spec, checkpoint, freeze=freeze, dropout=True).train()
         masked: list[int] = []
         real = encoder.model._mask_hidden_states  # type: ignore[union-attr]
         monkeypatch.setattr(
@@ -447,14 +450,37 @@ def test_a_stream_names_its_checkpoint(found: Found, monkeypatch: pytest.MonkeyP
         ),
         ({"freeze": 1, "start_layer": 2}, "freeze=1 leaves layer_2 to train"),
         ({"freeze": 4, "start_layer": 1}, "freeze is 4, and the encoder has 3 layers"),
-        ({}, "start_layer is None, and hidden_states-.* has 4 layers: 0 is 'encoder_input', 3 is 'layer_3'"),
-        ({"start_layer": 4}, "start_layer is 4, and hidden_states"),
+        ({"freeze": "bogus"}, "freeze is 'bogus'; it may be nothing, front_end, all, or a number of layers"),
+        (
+            {},
+            r"^hidden_states-.* has 4 layers, 0 \('encoder_input'\) to 3 \('layer_3'\)\. .*--set settings.start_layer=",
+        ),
+        ({"start_layer": 4}, "^start_layer is 4, and hidden_states-.* has 4 layers, 0"),
+        ({"start_layer": -5}, "^start_layer is -5, and"),
     ],
 )
 def test_what_cannot_be_trained_from_a_layer_is_refused(found: Found, settings: dict[str, Any], message: str) -> None:
     checkpoint = str(found("wav2vec2", "layer"))
     with pytest.raises(ConfigError, match=message):
         load_encoder(HiddenStates(checkpoint).spec(), checkpoint, **settings)
+
+
+def test_a_stream_of_one_layer_needs_no_start_and_says_so() -> None:
+    spec = Waveform().spec()
+    assert [start_of(spec, layer) for layer in (None, 0, -1)] == [0, 0, 0]
+    for layer in (1, -2):
+        with pytest.raises(ConfigError, match=rf"^start_layer is {layer}, and waveform.* has one layer, 'samples'"):
+            start_of(spec, layer)
+
+
+@pytest.mark.parametrize("head", [Finetune, Mmer])
+def test_what_cannot_be_frozen_is_refused_in_our_words_before_an_encoder_is_loaded(head: type[Finetune | Mmer]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^head: freeze is 'bogus'; it may be nothing, front_end, all, or a number of layers\.$"
+    ):
+        build(head, {"freeze": "bogus"}, "head")
+    for freeze in ("nothing", "front_end", "all", 0, 3, None):
+        assert build(head, {"freeze": freeze}, "head").freeze == freeze
 
 
 def test_streams_that_do_not_fit_the_encoder_are_refused(found: Found) -> None:

@@ -139,7 +139,7 @@ def test_only_the_layer_that_is_read_is_held(tmp_path: Path, checkpoint: str) ->
     head = Finetune(checkpoint, start_layer=-2)
     assert head.inputs(task).view.layers == [2]
     assert list(head.layer_names(task)) == ["layer_2"]
-    with pytest.raises(ConfigError, match="start_layer is None, and hidden_states"):
+    with pytest.raises(ConfigError, match=r"^hidden_states-.* has 4 layers, 0 .*--set settings.start_layer=N"):
         Finetune(checkpoint).train(task, FIT, lambda *_: None)
 
 

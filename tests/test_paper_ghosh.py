@@ -43,11 +43,23 @@ def test_the_rows_are_those_that_the_papers_text_prints(paper: Paper) -> None:
         assert number is None or number[0] in row.label
         assert row.cited == (number is not None)
         assert ("10-fold" in line) == ("10-fold" in row.label)
+        assert not row.cited or re.search(r"\{a(,t)?\}", line.replace("$", "").replace("\\", ""))[0] in row.label  # type: ignore[index]
 
 
 def test_what_the_code_calls_wa_is_the_mean_of_recalls(paper: Paper) -> None:
     assert paper.metrics == {"ua": "WA"}
     assert "mean of the classes' recalls" in paper.notes["metric"]
+    # Under UA stand two cited numbers that their own papers call plain accuracy.
+    for name, label, row in (
+        ("morais2022", "7:", "Morais et al. [30]"),
+        ("padi2022", "w1 = 0.94)", "Padi et al. [39]"),
+    ):
+        [cited] = [one for one in paper.tables[0].rows if one.label.startswith(row)]
+        printed = {
+            one.paper["wa"].mean for table in read_paper(name).tables for one in table.rows if label in one.label
+        }
+        assert printed == {cited.paper["ua"].mean}
+        assert f"{cited.paper['ua'].mean:.2f}" in paper.notes["cited"]
     assert train_config(read_preset("mmer"), {}, []).fit.select_by == "ua"
 
 
@@ -65,6 +77,11 @@ def test_the_runs_are_the_ablations(paper: Paper) -> None:
             head = head_of(paper, key, form)
             assert isinstance(head, Mmer)
             assert head.reads == reads
+            config = read_preset(getattr(paper.runs[key], form))
+            needed = {"token_states": "text" in reads, "characters": "characters" in reads}
+            assert key == "no-speech" or all(
+                (kind in config["train"]["streams"]) == need for kind, need in needed.items()
+            )
     no_gate, code = head_of(paper, "no-gate"), head_of(paper, "code-layers")
     assert isinstance(no_gate, Mmer)
     assert isinstance(code, Mmer)
@@ -77,11 +94,18 @@ def test_the_presets_train_as_the_paper_says(paper: Paper) -> None:
         unit="epoch", steps=100, eval_every=1, batch_size=2, accumulate=4, learning_rate=(1e-5,), weight_decay=(0.01,),
         gradient_clip=None,
     )  # fmt: skip
-    config = train_config(read_preset("mmer"), {}, [])
-    assert (config.fit, config.folds, config.validation) == (fit, "session", 0.2)
-    cai = train_config(read_preset("mmer-cai"), {}, []).fit
-    assert cai.learning_rate == (5e-5,)
-    assert {**vars(cai), "learning_rate": fit.learning_rate} == vars(fit)
+    # Section 4.3: "which worked well for all our setups".
+    assert {of.preset for of in paper.runs.values()} == {"mmer", "mmer-cai", "mmer-speech", "mmer-text"}
+    for preset in ("mmer", "mmer-cai", "mmer-speech", "mmer-text"):
+        config = train_config(read_preset(preset), {}, [])
+        assert (config.fit, config.folds, config.validation) == (fit, "session", 0.2), preset
+
+
+def test_every_row_that_may_have_the_codes_layers_says_whether_it_has(paper: Paper) -> None:
+    for key, of in paper.runs.items():
+        head = head_of(paper, key)
+        both = isinstance(head, Mmer) and {"speech", "text"} <= set(head.reads)
+        assert ("layers" in of.notes) == both, key
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -70,6 +70,14 @@ def test_fine_tuned_encoders_are_averages_of_five(paper: Paper) -> None:
         assert (config.head, config.fit.average, config.fit.select_by) == ("finetune", 5, "wa")
 
 
+def test_rows_on_fine_tuned_speech_say_which_encoders_and_recipe_these_are(paper: Paper) -> None:
+    for number, key in experiments(paper).items():
+        assert ({"encoders", "recipe"} <= set(paper.runs[key].notes)) == (number < 9), key
+    config = train_config(preset_of(paper, "bert-ft"), {}, [])
+    assert (config.fit.steps, config.fit.average) == (10, 5)
+    assert "the five best of ten epochs, averaged" in paper.notes["bert"]
+
+
 def test_one_family_is_extracted_in_one_way_and_its_run_has_the_same_form(paper: Paper) -> None:
     for form in FORMS:
         stated: dict[str, Any] = {}

@@ -70,6 +70,17 @@ def test_the_rate_is_constant_for_8_epochs_and_halved_every_other_one(name: str)
     assert factors[8:] == halved
 
 
+def test_what_the_paper_does_not_say_of_rates_is_noted() -> None:
+    notes = {key: run["notes"] for key, run in PAPER["runs"].items()}
+    assert [key for key in notes if "rates" in notes[key]] == ["frozen", "finetuned"]
+    assert [key for key in notes if "pretraining-recipe" in notes[key]] == ["pretrain"]
+    for key in ("pretrain", "frozen", "finetuned"):
+        fit = train_config(read_preset(f"padi-{key}"), {}, []).fit
+        assert (fit.steps, fit.learning_rate) == (20, (0.1,))
+    quarter = train_config(read_preset("padi-finetuned-laptop"), {}, []).fit
+    assert (quarter.learning_rate, quarter.pretrained_rate) == ((0.1 / 4,), 1e-3 / 4)
+
+
 def test_the_text_preset_is_the_papers() -> None:
     config = train_config(read_preset("padi-text"), {}, [])
     head = load_head(config)

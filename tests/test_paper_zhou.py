@@ -10,9 +10,11 @@ from featcache.settings import build
 from featcache.stream import Stream
 from featcache.streams.log_mel import LogMel
 from heads.head import FitSettings, Head
+from heads.models.finetune import Finetune
 from heads.models.vgg import Vgg
 from pipelines.config import extract_config, preset_names, read_preset, train_config
 from pipelines.paper import FusionOf, read_paper
+from pipelines.train_heads import load_head
 
 PRESETS = [name for name in preset_names() if name.startswith("zhou-")]
 PAPERS_OWN = [name for name in PRESETS if not name.endswith(("-laptop", "-demo"))]
@@ -56,6 +58,18 @@ def test_year_and_doi_are_not_made_up(text: str) -> None:
 def test_both_modalities_are_joined_by_linear_layers_on_validation() -> None:
     both = read_paper("zhou").fusions["both"]
     assert both == FusionOf(("text", "audio"), "joint", "wa", notes=("joint",))
+
+
+def test_dropout_and_activations_of_table_2_are_of_no_particular_model(text: str) -> None:
+    assert "Activation\tReLU, LeakyReLU\t" in text
+    assert "Dropout\t0.6\t" in text
+    paper = read_paper("zhou")
+    for key, note in (("text", "text"), ("audio", "sizes")):
+        assert note in paper.runs[key].notes
+        assert "dropout of 0.6 for no particular model, and lists ReLU beside LeakyReLU" in paper.notes[note]
+    head = load_head(train_config(read_preset("zhou-text"), {}, []))
+    assert isinstance(head, Finetune)
+    assert head.pooled_dropout == 0.1
 
 
 @pytest.mark.parametrize("name", PAPERS_OWN)

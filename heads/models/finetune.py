@@ -21,7 +21,7 @@ from featcache.errors import ConfigError
 from featcache.files import canonical_json
 from featcache.stream import EXACT_DTYPES, StreamSpec
 from featcache.view import View
-from heads.encoder import EncoderModule, encoder_of, least_frames, load_encoder, start_of
+from heads.encoder import EncoderModule, Freeze, check_freeze, encoder_of, least_frames, load_encoder, start_of
 from heads.head import GradientHead, Task, features_of
 from heads.inputs import FrameInputs
 from heads.layers import masked_mean
@@ -55,13 +55,14 @@ class Finetune(GradientHead["EncoderInputs"]):
 
     checkpoint: str | None = None
     revision: str | None = None
-    freeze: Literal["nothing", "front_end", "all"] | int | None = None
+    freeze: Freeze | None = None
     start_layer: int | None = None
     dropout: bool = False
     pooled_dropout: float = 0.0
     projector_dim: int = 0
 
     def __post_init__(self) -> None:
+        check_freeze(self.freeze)
         if not 0 <= self.pooled_dropout < 1:
             raise ConfigError(f"pooled_dropout must be 0 to below 1, got {self.pooled_dropout}.")
         if self.projector_dim < 0:

@@ -35,7 +35,7 @@ from featcache.cache import CachedStream
 from featcache.errors import ConfigError, StreamError
 from featcache.stream import StreamSpec
 from featcache.view import View
-from heads.encoder import EncoderModule, Freeze, least_frames, load_encoder
+from heads.encoder import EncoderModule, Freeze, check_freeze, least_frames, load_encoder
 from heads.head import GradientHead, Task, chosen_layers, features_of
 from heads.inputs import FrameInputs
 from heads.layers import LayerMix
@@ -78,7 +78,8 @@ class Mmer(GradientHead["ModalInputs"]):
         encoder: checkpoint of a speech encoder that trains as well, from where the speech stream begins
             (``conv_features``, ``waveform``, or `start_layer` of ``hidden_states``); None takes the frames as they are.
         revision: of the encoder, on the Hub.
-        freeze: how much of the encoder stays as it is; None is its convolutional front end, as in the paper.
+        freeze: how much of the encoder stays as it is: ``"nothing"``, ``"front_end"``, N for all up to layer N, or
+            ``"all"``; None is its convolutional front end, as in the paper.
         start_layer: where the speech stream is ``hidden_states``: the layer that the encoder goes on from.
         encoder_dropout: whether the encoder's own dropout works in training; its SpecAugment never does, as in the
             published code.
@@ -108,6 +109,7 @@ class Mmer(GradientHead["ModalInputs"]):
     encoder_dropout: bool = True
 
     def __post_init__(self) -> None:
+        check_freeze(self.freeze)
         if not (self.text or self.speech):
             raise ConfigError("mmer reads neither speech nor text. Set speech or text to true.")
         if not 0 <= self.dropout < 1:
