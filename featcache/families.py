@@ -6,7 +6,7 @@ name, or its digest where two runs have the same name.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featcache import tuned
@@ -30,6 +30,15 @@ class Family:
     name: str
     members: Mapping[str, CachedStream]
 
+    def only(self, folds: Sequence[str]) -> "Family":
+        """Return the family without the streams of all but some folds; of these it may lack some, but not each.
+
+        Raises:
+            CacheError: it has none of them.
+        """
+        kept = {fold: one for fold, one in self.members.items() if fold in folds}
+        return replace(self, members=kept or {fold: self.member(fold) for fold in folds})
+
     def member(self, fold: str) -> CachedStream:
         """Return the stream of a fold.
 
@@ -50,12 +59,13 @@ def is_family(name: str) -> bool:
     return "@" in name
 
 
-def open_family(cache: Cache, name: str) -> Family:
+def open_family(cache: Cache, name: str, digest: str = "") -> Family:
     """Return the family of a name.
 
     Args:
         cache: the cache.
         name: ``KIND@RUN``; see the module for its other forms.
+        digest: the run's, where it is known, so that another run of that name is no matter.
 
     Raises:
         UnknownNameError: the cache has no such streams.
@@ -68,7 +78,7 @@ def open_family(cache: Cache, name: str) -> Family:
         record = tuned.of_stream(cache.path / full, spec.checkpoint)
         if record is not None:
             records[full] = record
-    found = [full for full, record in records.items() if _is_of(record, run)]
+    found = [full for full, record in records.items() if _is_of(record, digest or run)]
     if not found:
         runs = sorted({f"{_kind(cache, what)}@{record.run}" for record in records.values()})
         raise UnknownNameError(f"family of streams in the cache {str(cache.path)!r}", name, runs)

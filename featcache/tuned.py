@@ -8,7 +8,8 @@ encoder that has learnt nothing: ``config.json`` and the stream's spec keep its 
 
 Ids may be renamed and may coincide, so digests of the audio come along where they are known. That two utterances are
 the same is shown by equal digests. That they differ is shown by differing ones only where both were taken in the same
-form: a digest covers the resampler where one was needed.
+form: a digest covers the resampler where one was needed, so a recording has one for streams that run at its own rate
+and another for all others.
 """
 
 import hashlib
@@ -52,6 +53,7 @@ class Tuned:
         audio_form: what these digests cover beside the samples; those of one form can be told apart.
         copies: id of each augmented copy among them to that of its original.
         before: records of what it began with: encoders that were fine-tuned before, runs whose weights it took.
+        speakers: id to speaker, for as many as are known.
     """
 
     run: str
@@ -63,6 +65,7 @@ class Tuned:
     audio_form: str = ""
     copies: Mapping[str, str] = field(default_factory=dict)
     before: tuple["Tuned", ...] = ()
+    speakers: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, which :func:`tuned_from` reads."""
@@ -77,12 +80,19 @@ class Tuned:
             "audio_form": self.audio_form,
             "version_of": dict(self.copies),
             "before": [one.as_json() for one in self.before],
+            **({"speakers": dict(self.speakers)} if self.speakers else {}),
         }
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the record, in hexadecimal."""
         return hashlib.sha256(canonical_json(self.as_json())).hexdigest()
+
+    @property
+    def lineage(self) -> str:
+        """SHA-256 of what was learnt from, whatever the run is called and as far as its audio is known."""
+        parts = [list(self.train), list(self.validation), sorted(one.lineage for one in self.before)]
+        return hashlib.sha256(canonical_json([self.digest, self.fold, *parts])).hexdigest()
 
     def everything(self) -> list["Tuned"]:
         """Return this record and those of all that came before it, each once."""
@@ -108,12 +118,12 @@ def tuned_from(values: Any) -> Tuned:
         raise ValueError(f"it has format {quoted(values.get('format'))}; this featcache reads up to {FORMAT}")
     run, digest, fold, form = (values.get(name, "") for name in ("run", "digest", "fold", "audio_form"))
     train, validation, before = (values.get(name) or [] for name in ("train", "validation", "before"))
-    audio, copies = (values.get(name, {}) for name in ("audio", "version_of"))
+    audio, copies, speakers = (values.get(name, {}) for name in ("audio", "version_of", "speakers"))
     fitting = all(map(_is_text, (run, digest, fold, form))) and all(map(_are_texts, (train, validation)))
-    if not fitting or not all(map(_is_table, (audio, copies))) or not isinstance(before, list):
+    if not fitting or not all(map(_is_table, (audio, copies, speakers))) or not isinstance(before, list):
         raise ValueError("it does not say run, digest and fold, and the ids of train and validation")
     earlier = tuple(map(tuned_from, before))
-    return Tuned(run, digest, fold, tuple(train), tuple(validation), audio, form, copies, earlier)
+    return Tuned(run, digest, fold, tuple(train), tuple(validation), audio, form, copies, earlier, speakers)
 
 
 def _is_text(value: object) -> bool:
@@ -215,16 +225,20 @@ def fold_checkpoints(folder: Path) -> dict[str, Path]:
         folder: ``RUN/encoders``, or the run folder itself.
 
     Raises:
-        CheckpointError: a record is damaged.
+        CheckpointError: a record is damaged, or two checkpoints are of one fold.
     """
     if (folder / "config.json").is_file():
         return {}
     found: dict[str, Path] = {}
     for place in (folder, folder / "encoders"):
         for path in sorted(place.glob(f"*/{PROVENANCE}")):
-            if not path.parent.name.startswith("."):
-                tuned = of_checkpoint(path.parent, {})
-                found |= {} if tuned is None else {tuned.fold: path.parent}
+            tuned = None if path.parent.name.startswith(".") else of_checkpoint(path.parent, {})
+            if tuned is not None and tuned.fold in found:
+                raise CheckpointError(
+                    f"{str(found[tuned.fold])!r} and {str(path.parent)!r} are both of the fold {tuned.fold!r}. Move "
+                    "the one that is not wanted out of that folder."
+                )
+            found |= {} if tuned is None else {tuned.fold: path.parent}
         if found:
             break
     return found

@@ -35,6 +35,7 @@ __all__ = [
     "FoldSet",
     "Problem",
     "check_folds",
+    "fold_names",
     "make_folds",
     "natural_key",
     "ranking",
@@ -66,8 +67,9 @@ class FoldSet(Sequence[Fold]):
 
     @property
     def speaker_independent(self) -> bool:
-        """Whether every speaker is known and none is on both sides of a split."""
-        return not any(problem.name in ("speaker", "no-speaker") for problem in self.problems)
+        """Whether every speaker is known and none is on both sides of a split, nor of what had learnt before."""
+        told = {problem.name for problem in self.problems} & {"speaker", "no-speaker"}
+        return not told and not any(problem.name == "tuned" for problem in self.leaks)
 
     @overload
     def __getitem__(self, index: int) -> Fold: ...
@@ -146,6 +148,20 @@ def make_folds(
     if errors:
         raise ProtocolError(refusal(f"The folds {str(kind)!r}", errors))
     return FoldSet(tuple(folds), str(kind), tuple(problems), len(unlabelled))
+
+
+def fold_names(
+    utterances: Iterable[Utterance], kind: str | Path, *, seed: int = 0, drop_unlabelled: bool = False
+) -> list[str]:
+    """Return the names of the folds that :func:`make_folds` divides a corpus into, in their order; nothing is checked.
+
+    Raises:
+        ProtocolError: a kind, column or file that does not fit; unlabelled utterances.
+    """
+    everything, unlabelled = _labelled(utterances, drop_unlabelled)
+    copies = set(originals(everything))
+    corpus = [utterance for utterance in everything if utterance.id not in copies]
+    return [fold.name for fold in _divide(corpus, kind, seed, unlabelled, copies)]
 
 
 def _allowed(allow: Collection[str], kind: str) -> frozenset[str]:

@@ -2,10 +2,16 @@
 
 An encoder that was fine-tuned, and a run that another training begins with, bring along a record of the utterances
 that they learnt from (:mod:`featcache.tuned`). An utterance is the same if its audio is, or its id, or if one is an
-augmented copy of the other; one that has another's id and other audio, both digests taken in the same form, is another.
+augmented copy of the other. One that has another's id and other audio, both digests taken in the same form, is another;
+but where half of what is tested or more is so, its audio was converted, or ids are names of two corpora, and a user has
+to say which.
+
+Under another id an utterance is known by its audio alone: where digests of both are there, of streams that both run at
+the recording's own rate, or neither. Of an encoder that learnt from recordings of 16 kHz at 16 kHz, where the cache now
+has streams of 22.05 kHz alone, or of texts alone, renamed utterances are not found.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from featcache.audio import RESAMPLER
@@ -44,12 +50,21 @@ class Audio:
 
 
 def audio_of(streams: Iterable[CachedStream], ids: Sequence[str]) -> Audio:
-    """Return digests of utterances' audio from the first stream that reads audio alone and holds them all."""
+    """Return digests of utterances' audio, each from the first stream that reads audio alone and holds it.
+
+    They are of one form: of several that the streams have, the first that knows most utterances.
+    """
+    by_form: dict[str, dict[str, str]] = {}
     for stream in streams:
-        if stream.spec.input == "audio" and all(name in stream for name in ids):
-            digests = {name: stream.locate(name).entry.input for name in ids}
-            return Audio(digests, audio_form(stream.spec.sample_rate_hz))
-    return Audio()
+        if stream.spec.input != "audio":
+            continue
+        known = by_form.setdefault(audio_form(stream.spec.sample_rate_hz), {})
+        held = (name for name in ids if name not in known and name in stream)
+        known |= {name: stream.locate(name).entry.input for name in held}
+        if len(known) == len(ids):
+            break
+    form, digests = max(by_form.items(), key=lambda item: len(item[1]), default=("", {}))
+    return Audio(digests, form) if digests else Audio()
 
 
 def audio_form(sample_rate_hz: int | None) -> str:
@@ -69,8 +84,8 @@ def check_learnt(
         audio: digests of its audio.
 
     Returns:
-        Problems called ``tuned``; and errors called ``speaker``, where what is read has heard a tested speaker who is
-        in neither train nor validation.
+        Problems called ``tuned``; and problems called ``speaker``, where what is read has heard a tested speaker who is
+        in neither train nor validation: warnings where it knows none of these utterances, and only names coincide.
     """
     corpus = {utterance.id: utterance for utterance in utterances}
     originals = copy_of(corpus.values())
@@ -82,6 +97,19 @@ def check_learnt(
                 met = _Met(record, originals, audio)
                 problems += _check(fold, Source(name, record, source.hint), met, corpus)
     return problems
+
+
+def learnt_among(record: Tuned, known: Sequence[tuple[str | None, str | None]]) -> set[int]:
+    """Return the positions of utterances that a record has learnt from.
+
+    Args:
+        record: what was learnt from.
+        known: of each utterance its id, where it is one of that corpus, and the digest of its audio.
+    """
+    learnt = {*record.train, *record.validation}
+    heard = {record.audio[name] for name in learnt if name in record.audio}
+    learnt |= {record.copies[name] for name in learnt if name in record.copies}
+    return {at for at, (name, digest) in enumerate(known) if name in learnt or digest in heard}
 
 
 class _Met:
@@ -128,23 +156,11 @@ def _check(fold: Fold, source: Source, met: _Met, corpus: Mapping[str, Utterance
     if tested:
         first, there = min(tested.items())
         known = "" if there == first else f" (there {there!r})"
-        text = (
-            f"{source.name} has learnt from {len(tested)} of {len(fold.test)} tested utterances, such as {first!r}"
-            f"{known}, for the fold {record.fold!r} of {record.run!r}{source.hint and '; '}{source.hint}"
-        )
-        problems.append(Problem("tuned", "error", fold.name, text))
-    elif strangers := _speakers(fold, record, met, corpus):
-        text = (
-            f"{source.name} has learnt from {len(strangers)} speakers who are tested ({shown(strangers)}), for the "
-            f"fold {record.fold!r} of {record.run!r}{source.hint and '; '}{source.hint}"
-        )
-        problems.append(Problem("speaker", "error", fold.name, text))
+        text = f"{source.name} has learnt from {len(tested)} of {len(fold.test)} tested utterances, such as {first!r}"
+        problems.append(Problem("tuned", "error", fold.name, f"{text}{known}, {_of_what(source)}"))
+    problems += _check_speakers(fold, source, met, corpus, {corpus[name].speaker for name in tested if name in corpus})
     if namesakes:
-        text = (
-            f"{len(namesakes)} tested utterances have ids that {source.name} has learnt from ({shown(namesakes)}), and "
-            "other audio: they are taken for others. If the recordings were converted since, they are not"
-        )
-        problems.append(Problem("tuned", "warning", fold.name, text))
+        problems.append(_coinciding(fold, source, namesakes))
     chosen, _ = met.split(fold.validation, record.train)
     if chosen:
         text = (
@@ -155,14 +171,59 @@ def _check(fold: Fold, source: Source, met: _Met, corpus: Mapping[str, Utterance
     return problems
 
 
-def _speakers(fold: Fold, record: Tuned, met: _Met, corpus: Mapping[str, Utterance]) -> list[str]:
-    """Return tested speakers that a record has learnt from, and the fold itself has not."""
+def _of_what(source: Source) -> str:
+    """Return for what something has learnt, and what to do where it may not be read."""
+    record = source.tuned
+    return f"for the fold {record.fold!r} of {record.run!r}{source.hint and '; '}{source.hint}"
+
+
+def _coinciding(fold: Fold, source: Source, namesakes: Sequence[str]) -> Problem:
+    """Return what is said of tested utterances that have the ids of others: a few are chance, many are none."""
+    many = 2 * len(namesakes) >= len(fold.test)
+    text = (
+        f"{len(namesakes)} of {len(fold.test)} tested utterances have ids that {source.name} has learnt from "
+        f"({shown(namesakes)}), and other audio"
+    )
+    if many:
+        text += (
+            ". If these are the same recordings, converted since, it has learnt from what is tested. If they are "
+            "another corpus's, give them other ids in the manifest (such as CORPUS-ID) and extract them again"
+        )
+    else:
+        text += ": they are taken for others. If the recordings were converted since, they are not"
+    return Problem("tuned", "error" if many else "warning", fold.name, text)
+
+
+def _check_speakers(
+    fold: Fold, source: Source, met: _Met, corpus: Mapping[str, Utterance], told: Set[str | None]
+) -> Iterator[Problem]:
+    """Look for tested speakers that a record has learnt from, and the fold itself has not.
+
+    Args:
+        fold: the fold.
+        source: what has learnt.
+        met: finds the corpus's utterances in the record.
+        corpus: the utterances, by id.
+        told: speakers of whom more is said already.
+    """
+    record = source.tuned
 
     def heard(ids: Iterable[str]) -> set[str]:
         return {speaker for name in ids if name in corpus and (speaker := corpus[name].speaker)}
 
-    new = heard(fold.test) - heard(fold.train) - heard(fold.validation)
+    new = heard(fold.test) - heard(fold.train) - heard(fold.validation) - told
     if not new:
-        return []
-    theirs, _ = met.split([name for name, one in corpus.items() if one.speaker in new], record.train)
-    return sorted(heard(theirs))
+        return
+    learnt = (*record.train, *record.validation)
+    here, namesakes = met.split(list(corpus), learnt)
+    others = set(namesakes)
+    named = {record.speakers[name] for name in learnt if name in record.speakers and name not in others}
+    found = sorted(new & (heard(here) | named))
+    if not found:
+        return
+    text = f"{source.name} has learnt from {len(found)} speakers who are tested ({shown(found)}), {_of_what(source)}"
+    if here:
+        yield Problem("speaker", "error", fold.name, text)
+    else:
+        text += ". It knows none of these utterances: if other people are called so, give them other names"
+        yield Problem("speaker", "warning", fold.name, text)

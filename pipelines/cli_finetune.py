@@ -90,6 +90,7 @@ def _run(
     wanted = pipeline.configured(chosen, options, settings)
     utterances = Manifest.read(manifest)
     later = pipeline.extraction(chosen, extract, out, options["device"])
+    pipeline.check_extraction(later, wanted, cache)
     tell = partial(typer.echo, err=True)
     with show.bar(wanted.head) as progress:
         trained = pipeline.train(wanted, utterances, cache, out, overwrite, progress, tell)
@@ -102,6 +103,6 @@ def _run(
         typer.echo(pipeline.next_commands(done, manifest, cache, out))
         return 0
     summaries = extraction.run(later, utterances, cache, lambda summary: typer.echo(show.summary(summary, "")))
-    names = ", ".join(f"{kind}@{out.resolve().name}" for kind in extract)
+    names = ", ".join(f"{kind}@{done.name}" for kind in extract)
     typer.echo(f"Train on them, each fold on those of its own encoder: --stream {names}")
     return PARTLY if any(summary.failures for summary in summaries) else 0

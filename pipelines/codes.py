@@ -55,6 +55,12 @@ def run(
         raise ConfigError(
             f"The head {config.head!r} of {str(run_folder)!r} has no codes. One that has: encoder_decoder."
         )
+    if record.get("fold_streams"):
+        raise ConfigError(
+            f"Codes of {str(run_folder)!r} cannot be exported: each of its folds reads the encoder of its own "
+            f"({', '.join(record['fold_streams'])}), and codes are made of one stream for all folds. Name a run that "
+            "reads no fine-tuned encoders."
+        )
     weights = read_weights(run_folder)
     task = _task(run_folder, manifest, cache, record, resolve_device(device))
     missing = [fold.name for fold in task.folds if fold.name not in weights]

@@ -7,19 +7,23 @@ files is ``encoders/FOLD/``: an ordinary Hugging Face folder with its provenance
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from featcache import registry
 from featcache.cache import Cache
+from featcache.cache import open as open_cache
 from featcache.errors import ConfigError, ScoresError
-from featcache.files import read_plain, sync, write_json
+from featcache.families import is_family
+from featcache.files import listed, read_plain, write_json
 from featcache.manifest import Manifest
 from featcache.settings import build
+from featcache.stream import Stream
 from featcache.tuned import FLAG, PROVENANCE, Tuned, folder_name, read_tuned, write_tuned
+from heads.encoder import written_aside
 from heads.head import OnProgress, Task
 from heads.learnt import audio_of
 from pipelines import train_heads
@@ -64,11 +68,13 @@ class Finetuned:
         trained: the run.
         encoders: fold to the folder of its checkpoint.
         kind: stream that has the layers of these; None where nobody knows one.
+        name: what the run is called in their provenance, and behind the ``@`` of a family of streams.
     """
 
     trained: Trained
     encoders: Mapping[str, Path]
     kind: str | None
+    name: str
 
 
 def configured(preset: Mapping[str, Any], options: Mapping[str, Any], overrides: Sequence[str]) -> TrainConfig:
@@ -105,6 +111,33 @@ def extraction(
     return build(ExtractConfig, values, "extract")
 
 
+def check_extraction(later: ExtractConfig | None, config: TrainConfig, cache: str | Path) -> None:
+    """Refuse, before anything trains, streams that cannot be extracted of the encoders.
+
+    Args:
+        later: what is to be extracted of them.
+        config: what trains them.
+        cache: the cache's folder.
+
+    Raises:
+        UnknownNameError: no such stream.
+        ConfigError: settings that it does not have, or a stream that is not made by such an encoder.
+    """
+    if later is None:
+        return
+    opened = open_cache(cache)
+    given = {KINDS.get(opened[name].spec.kind) for name in config.streams if not is_family(name)} - {None}
+    for kind, settings in later.streams.items():
+        plugin = registry.load("featcache.streams", kind, Stream)
+        takes = any(one.name == "checkpoint" for one in fields(plugin))  # type: ignore[arg-type]
+        if not takes or (given and KINDS.get(kind) not in given):
+            raise ConfigError(
+                f"{kind!r} cannot be extracted of an encoder that is trained from {listed(config.streams)}. Extract "
+                f"{' or '.join(sorted(map(str, given))) or 'a stream with the setting checkpoint'}."
+            )
+        build(plugin, settings, f"stream {kind}")
+
+
 def train(
     config: TrainConfig,
     manifest: Manifest,
@@ -113,6 +146,7 @@ def train(
     overwrite: bool = False,
     on_progress: OnProgress = lambda *_: None,
     on_message: Callable[[str], None] = lambda _: None,
+    runs: Mapping[str, str] = {},
 ) -> Trained:
     """Fine-tune as configured: :func:`pipelines.train_heads.run`, of heads that hold an encoder.
 
@@ -120,7 +154,7 @@ def train(
         ConfigError: the head holds none; and what is raised there.
     """
     _encoder_head(config)
-    return train_heads.run(config, manifest, cache, out, overwrite, on_progress, on_message)
+    return train_heads.run(config, manifest, cache, out, overwrite, on_progress, on_message, runs)
 
 
 def save(
@@ -130,6 +164,7 @@ def save(
     cache: str | Path,
     out: str | Path,
     on_progress: OnProgress = lambda *_: None,
+    runs: Mapping[str, str] = {},
 ) -> Finetuned:
     """Save the encoder of every fold that is not saved yet.
 
@@ -140,20 +175,24 @@ def save(
         cache: the cache's folder.
         out: the run folder.
         on_progress: called with checkpoints saved and to be saved.
+        runs: as :class:`pipelines.prepare.Preparer` has them.
     """
     out, head = Path(out), _encoder_head(config)
-    prepared = Preparer(manifest, cache).prepare(config)
+    prepared = Preparer(manifest, cache, runs).prepare(config)
     streams = all_streams(list(prepared.streams.values()), Cache(Path(cache)))
     records = records_of_run(out, audio_of(streams, prepared.manifest.ids))
     encoders = {name: out / ENCODERS / folder_name(name) for name in records}
-    wanted = [name for name, folder in encoders.items() if not _is_there(folder, records[name])]
+    there = {name: found for name, folder in encoders.items() if (found := _saved(folder, records[name]))}
+    # All folds are of one name, also where the folder was renamed in between.
+    run_name = next((found.run for found in there.values()), out.resolve().name)
+    wanted = [name for name in encoders if name not in there]
     tasks = {fold.name: task for task in (prepared.tasks() if wanted else ()) for fold in task.folds}
     for number, name in enumerate(wanted):
         on_progress(number, len(wanted))
-        _save(head, tasks[name], fold_weights(out, name), encoders[name], records[name])
+        _save(head, tasks[name], fold_weights(out, name), encoders[name], replace(records[name], run=run_name))
     on_progress(len(wanted), len(wanted))
     kinds = {KINDS.get(stream.spec.kind) for stream in prepared.streams.values()} - {None}
-    return Finetuned(trained, encoders, kinds.pop() if len(kinds) == 1 else None)
+    return Finetuned(trained, encoders, kinds.pop() if len(kinds) == 1 else None, run_name)
 
 
 def run(
@@ -164,6 +203,7 @@ def run(
     overwrite: bool = False,
     on_progress: OnProgress = lambda *_: None,
     on_message: Callable[[str], None] = lambda _: None,
+    runs: Mapping[str, str] = {},
 ) -> Finetuned:
     """Fine-tune as configured, and save; what is there of the very same is kept, what a kill cut off goes on.
 
@@ -175,14 +215,15 @@ def run(
         overwrite: replace another run that lies there.
         on_progress: called with what is done and what there is to do of the training.
         on_message: called with a sentence for each thing worth knowing.
+        runs: as :class:`pipelines.prepare.Preparer` has them.
 
     Raises:
         ConfigError: a head without an encoder, settings that do not fit, or `out` holds another run.
         CacheError: the cache lacks utterances and `config.missing` is ``"error"``.
         ProtocolError: folds that would leak, or labels that are missing.
     """
-    trained = train(config, manifest, cache, out, overwrite, on_progress, on_message)
-    return save(trained, config, manifest, cache, out)
+    trained = train(config, manifest, cache, out, overwrite, on_progress, on_message, runs)
+    return save(trained, config, manifest, cache, out, runs=runs)
 
 
 def _encoder_head(config: TrainConfig) -> SavesEncoder:
@@ -194,34 +235,29 @@ def _encoder_head(config: TrainConfig) -> SavesEncoder:
     return head
 
 
-def _is_there(folder: Path, record: Tuned) -> bool:
-    """Return whether a fold's checkpoint lies there as this run makes it: a folder gets its name when it is whole."""
+def _saved(folder: Path, record: Tuned) -> Tuned | None:
+    """Return what the checkpoint of a fold tells that this run has saved; None where there is none.
+
+    A folder gets its name when it is whole. It is never saved again: weights would hardly be the same to the last bit,
+    and features were extracted of these.
+    """
     try:
-        return read_tuned(folder / PROVENANCE).sha256 == record.sha256
+        found = read_tuned(folder / PROVENANCE)
     except (OSError, ValueError):
-        return False
+        return None
+    return found if found.lineage == record.lineage else None
 
 
 def _save(
     head: SavesEncoder, task: Task, weights: Mapping[str, np.ndarray], folder: Path, record: Tuned
 ) -> None:  # fmt: skip
     """Save a fold's encoder with its provenance; it gets its name when both are whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(".tmp-*"):  # of a kill
         shutil.rmtree(left, ignore_errors=True)
-    aside = Path(mkdtemp(prefix=".tmp-", dir=folder.parent))
-    try:
-        made = aside / folder.name
-        head.save_encoder(task, weights, made)
-        write_json(made / "config.json", {**_config(made), FLAG: record.sha256})
-        write_tuned(made / PROVENANCE, record)
-        sync(made)
-        if folder.exists():
-            folder.rename(aside / "replaced")
-        made.rename(folder)
-        sync(folder.parent, below=False)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with written_aside(folder) as aside:
+        head.save_encoder(task, weights, aside)
+        write_json(aside / "config.json", {**_config(aside), FLAG: record.sha256})
+        write_tuned(aside / PROVENANCE, record)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -241,5 +277,5 @@ def next_commands(done: Finetuned, manifest: Path, cache: Path, out: Path) -> st
         f"  featcache extract {manifest} --cache {cache} --stream {kind} --set {kind}.checkpoint={out / ENCODERS}"
         f"{own}\n"
         f"and train on them, each fold on those of its own encoder:\n"
-        f"  featcache train-heads {manifest} --cache {cache} --stream {kind}@{out.resolve().name}"
+        f"  featcache train-heads {manifest} --cache {cache} --stream {kind}@{done.name}"
     )

@@ -30,6 +30,7 @@ from featcache.manifest import Manifest
 from heads.models.encoder_decoder import SPEAKER
 from heads.runs import read_config
 from pipelines.ensemble import fused_folders
+from pipelines.provenance import LEARNT, LEARNT_SHA256
 from pipelines.run_folders import CONTEXT, FUSED, FUSION_FILES, INPUTS, TRAINING_FILES
 
 LIST = "featcache-run.json"
@@ -40,7 +41,7 @@ _OF_A_RUN = frozenset(
     {"scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES}
 )
 _OF_UTTERANCES = frozenset(
-    {"scores.csv", "validation_scores.csv", "manifest.jsonl", "folds.json", INPUTS, "README.md", "log.txt"}
+    {"scores.csv", "validation_scores.csv", "manifest.jsonl", "folds.json", INPUTS, LEARNT, "README.md", "log.txt"}
 )  # the last two quote what the protocol checks found
 _FUSED_RUN = re.compile(rf"{FUSED}/\d{{1,3}}/")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -115,9 +116,10 @@ def _files(folder: Path, without_utterances: bool, below: str = "") -> dict[str,
 
 
 def _without_findings(record: Mapping[str, Any]) -> bytes:
-    """Return a configuration without findings of the protocol checks, which quote utterances; leaks by kind alone."""
+    """Return a configuration without what quotes utterances, findings of the protocol checks; leaks by kind alone."""
     leaks = [f"a leak that --allow {name} let pass" for name in record.get("allow") or ()]
-    kept = {**record, "problems": [], "allowed_leaks": leaks if record.get("allowed_leaks") else []}
+    kept = {name: value for name, value in record.items() if name != LEARNT_SHA256}
+    kept |= {"problems": [], "allowed_leaks": leaks if record.get("allowed_leaks") else []}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).encode()
 
 

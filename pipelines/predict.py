@@ -25,6 +25,7 @@ from featcache.manifest import Manifest
 from featcache.plan import Plan
 from featcache.stream import Stream, StreamSpec
 from heads.head import OnProgress
+from heads.learnt import Audio, audio_of, learnt_among
 from pipelines.ensemble import Rows, fused, gather
 from pipelines.restore import Restored, check_stream, compute_dtype, make_stream, of_fold
 
@@ -262,6 +263,12 @@ def _score(
                 f"{count} of {len(ids)} are of the data that {one.name!r} was trained on, so their probabilities are "
                 "optimistic. --fold own uses the models that had not heard them."
             )
+        heard = {at for at in _heard(one, streams, ids, known) if known[at] not in learnt}
+        if heard:
+            on_message(
+                f"What {one.name!r} began with (its encoders, or another run's weights) has learnt from {len(heard)} "
+                f"{'more ' if count else ''}of {len(ids)}, so their probabilities are optimistic."
+            )
     speakers = _speakers(one, manifest, ids, known)
     namesakes = sorted({str(who) for who, own in zip(speakers, known, strict=True) if own is None and one.knows(who)})
     if namesakes:
@@ -275,6 +282,19 @@ def _score(
         if left:
             rows[name] = left, values
     return rows, failures
+
+
+def _heard(
+    one: Restored, streams: Mapping[str, Mapping[str, CachedStream]], ids: Sequence[str], known: Sequence[str | None]
+) -> set[int]:
+    """Return the positions of utterances that the models asked had learnt from before they were trained."""
+    found: set[int] = set()
+    for fold, own in streams.items():
+        records = [record for source in one.learnt.get(fold, ()) for record in source.tuned.everything()]
+        audio = audio_of(own.values(), ids) if records else Audio()
+        told = [(name, audio.digests.get(utterance)) for name, utterance in zip(known, ids, strict=True)]
+        found |= {at for record in records for at in learnt_among(record, told)}
+    return found
 
 
 def _scored(

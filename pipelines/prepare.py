@@ -21,18 +21,19 @@ from featcache.extract import resolve_device
 from featcache.families import Family, is_family, open_family
 from featcache.files import canonical_json
 from featcache.manifest import Manifest, Utterance
+from heads.codes import KIND as CODES
 from heads.duplicates import audio_digests
 from heads.fit import side_by_side
 from heads.fold_copies import completed, originals
 from heads.fold_kinds import speaker_dependent
-from heads.folds import FoldSet, make_folds
+from heads.folds import FoldSet, fold_names, make_folds
 from heads.head import FitSettings, GradientHead, Head, Task
 from heads.learnt import Source, audio_of, check_learnt
 from heads.protocol import refusal
 from pipelines import run_folders
 from pipelines.beginning import Start, open_start, shares_of_votes
 from pipelines.config import TrainConfig
-from pipelines.provenance import all_streams, sources_of, sources_of_head
+from pipelines.provenance import all_streams, digests_of_head, sources_of, sources_of_head
 from pipelines.run_folders import facts, membership
 
 
@@ -102,11 +103,13 @@ class Preparer:
     Args:
         manifest: labelled utterances.
         cache: the cache's folder.
+        runs: of families of streams, name of the run to its digest, where it is known which of that name is meant.
     """
 
-    def __init__(self, manifest: Manifest, cache: str | Path) -> None:
+    def __init__(self, manifest: Manifest, cache: str | Path, runs: Mapping[str, str] = {}) -> None:
         self._manifest = manifest
         self._path = cache
+        self._runs = runs
         self._streams: dict[str, CachedStream] = {}
         self._families: dict[str, Family] = {}
         self._covered: dict[Hashable, tuple[list[Utterance], list[Utterance], list[str]]] = {}
@@ -132,9 +135,11 @@ class Preparer:
             raise ConfigError(f"The head {head.kind()!r} does not learn from votes. Leave votes out.")
         for name in config.streams:
             self._open(name)
-        families = {name: self._families[name] for name in config.streams if name in self._families}
-        streams = {name: self._streams[name] for name in config.streams}
-        dropped, divided = self._divide(config, head, streams, families)
+        families = self._families_of(config)
+        own = {name: next(iter(family.members.values())) for name, family in families.items()}
+        streams = {name: own[name] if name in own else self._streams[name] for name in config.streams}
+        trained_further = digests_of_head(head)
+        dropped, divided = self._divide(config, head, streams, families, str(trained_further))
         messages = [str(problem) for problem in divided.folds.problems]
         if divided.folds.num_unlabelled:
             messages.insert(0, f"{divided.folds.num_unlabelled} utterances are left out: they have no {config.label}.")
@@ -144,7 +149,11 @@ class Preparer:
             )
         # Where the run to begin with lies is no matter, its weights are.
         known = replace(config, start="")
-        context = [*divided.context, *([["start", divided.start.sha256]] if divided.start else [])]
+        context = [
+            *divided.context,
+            *([["start", divided.start.sha256]] if divided.start else []),
+            *([["checkpoints", trained_further]] if trained_further else []),
+        ]
         digest = known.digest(*context)
         shared = replace(known, settings={}, fit=FitSettings()).digest(*context)
         together = digest if families else (shared, side_by_side(head, config.fit))
@@ -166,14 +175,36 @@ class Preparer:
         )
 
     def _open(self, name: str) -> None:
-        """Open a stream, or a family, whose folds hold the same utterances."""
-        if name in self._streams:
+        """Open a stream or a family.
+
+        Raises:
+            ConfigError: they are codes of a trained head.
+        """
+        if name in self._streams or name in self._families:
             return
         if is_family(name):
-            self._families[name] = open_family(self._cache, name)
-            self._streams[name] = next(iter(self._families[name].members.values()))
-        else:
-            self._streams[name] = self._cache[name]
+            self._families[name] = open_family(self._cache, name, self._runs.get(name.partition("@")[2], ""))
+            return
+        stream = self._cache[name]
+        if stream.spec.kind == CODES:
+            fold = stream.spec.settings.get("fold")
+            raise ConfigError(
+                f"{stream.name} holds codes of a trained head, of its model for the fold {str(fold)!r}, which has "
+                "learnt from what other folds test. 'featcache probe' trains on codes, each fold on those of its own "
+                "model; name another stream here."
+            )
+        self._streams[name] = stream
+
+    def _families_of(self, config: TrainConfig) -> dict[str, Family]:
+        """Return the families that a configuration names, without streams of folds that are not made."""
+        found = {name: self._families[name] for name in config.streams if name in self._families}
+        if not found:
+            return {}
+        made = fold_names(
+            learnable(self._manifest, config), config.folds, seed=config.fit.seed,
+            drop_unlabelled=config.drop_unlabelled,
+        )  # fmt: skip
+        return {name: family.only(made) for name, family in found.items()}
 
     def _divide(
         self,
@@ -181,11 +212,15 @@ class Preparer:
         head: Head,
         streams: Mapping[str, CachedStream],
         families: Mapping[str, Family],
+        trained_further: str,
     ) -> tuple[list[str], "_Divided"]:
-        """Return ids left out, and the folds with all that is read for them."""
+        """Return ids left out, and the folds with all that is read for them; the last argument names checkpoints."""
         members = {one.name: one for family in families.values() for one in family.members.values()}
         read = {**{name: one for name, one in streams.items() if name not in families}, **members}
-        what = (config.streams, config.label, config.votes, config.copies, config.drop_unlabelled, config.missing)
+        what = (
+            config.streams, config.label, config.votes, config.copies, config.drop_unlabelled, config.missing,
+            tuple(read),
+        )  # fmt: skip
         if what not in self._covered:
             asked = learnable(self._manifest, config)
             unlabelled = [utterance for utterance in asked if config.drop_unlabelled and not utterance.label]
@@ -197,7 +232,7 @@ class Preparer:
         tuned = sources_of_head(head)
         how = (
             *what, config.folds, config.validation, config.validation_by, config.fit.seed, config.allow, config.start,
-            tuple(one.tuned.sha256 for one in tuned), isinstance(head, GradientHead),
+            trained_further, isinstance(head, GradientHead),
         )  # fmt: skip
         if how not in self._folds:
             folds = make_folds(

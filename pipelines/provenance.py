@@ -5,6 +5,7 @@ A run that reads a fine-tuned encoder's features, or begins with another run's w
 its encoder, is held against all that any of them has seen.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from featcache.cache import Cache, CachedStream
 from featcache.checkpoints import Checkpoint, resolve
 from featcache.errors import CheckpointError, FeatcacheError, MissingExtraError, ScoresError
-from featcache.files import parse_json, read_plain, write_json
+from featcache.files import canonical_json, parse_json, read_plain, write_json
 from featcache.manifest import Manifest
 from featcache.tuned import Tuned, tuned_from
 from heads.fold_copies import originals
@@ -22,8 +23,11 @@ from heads.head import Head
 from heads.learnt import Audio, Source, audio_form
 from heads.runs import read_config
 
-LEARNT = "tuned.json"
+LEARNT = "learnt.json"
 """The file in a run folder."""
+
+LEARNT_SHA256 = "learnt_sha256"
+"""Key of ``config.yaml`` that holds that file's digest, so that a lost one is missed."""
 
 _FORMAT = 1
 _AGAIN = "Train the run again with --overwrite."
@@ -71,6 +75,13 @@ def sources_of_head(head: Head) -> list[Source]:
     return [Source(f"the checkpoint {name!r} of the head", record) for name, record in found if record is not None]
 
 
+def digests_of_head(head: Head) -> list[dict[str, str]]:
+    """Return the digests of the checkpoints that a head trains further: their paths do not say what lies there."""
+    return [
+        {key: value for key, value in one.identity().items() if key.endswith("sha256")} for one in checkpoints_of(head)
+    ]
+
+
 def is_random(streams: Iterable[CachedStream], head: Head) -> bool:
     """Return whether something that a head reads or trains further comes from weights that learnt nothing."""
     told = [stream.spec.checkpoint or {} for stream in streams]
@@ -91,26 +102,40 @@ def all_streams(streams: Sequence[CachedStream], cache: Cache) -> Iterator[Cache
             yield stream
 
 
-def write_learnt(folder: Path, sources: Mapping[str, Sequence[Source]]) -> None:
-    """Write what the folds of a run began with; no file where nothing had learnt before."""
+def write_learnt(folder: Path, sources: Mapping[str, Sequence[Source]]) -> dict[str, str]:
+    """Write what the folds of a run began with; no file where nothing had learnt before.
+
+    Returns:
+        What ``config.yaml`` is to say of it.
+    """
     told = {fold: several for fold, several in sources.items() if several}
     if not told:
         (folder / LEARNT).unlink(missing_ok=True)
-        return
+        return {}
     rows = {
         fold: [{"name": one.name, "record": one.tuned.as_json()} for one in several] for fold, several in told.items()
     }
-    write_json(folder / LEARNT, {"format": _FORMAT, "folds": rows})
+    values = {"format": _FORMAT, "folds": rows}
+    write_json(folder / LEARNT, values)
+    return {LEARNT_SHA256: _sha256(values)}
 
 
 def read_learnt(folder: Path) -> dict[str, list[Source]]:
     """Return by fold what a run began with; nothing where it began with nothing.
 
     Raises:
-        ScoresError: the file is damaged.
+        ScoresError: the file is damaged, or is missing or another than ``config.yaml`` says.
     """
     path = folder / LEARNT
-    values = _object(path)
+    found = read_object(path)
+    told = (read_config(folder / "config.yaml") or {}).get(LEARNT_SHA256)
+    if told is not None and (found is None or told != _sha256(found)):
+        raise ScoresError(
+            f"{str(path)!r}, which says what the run's encoders and first weights have learnt from, "
+            f"{'is missing' if found is None else 'was changed'}: nobody could tell on what the run may be tested. "
+            "Copy it from where the run came from, or train the run again with --overwrite."
+        )
+    values = found or {}
     try:
         return {
             fold: [Source(str(row["name"]), tuned_from(row["record"])) for row in rows]
@@ -126,8 +151,8 @@ def audio_of_run(folder: Path) -> Audio:
     Raises:
         ScoresError: a file of it is damaged.
     """
-    specs = _object(folder / "streams.json")
-    inputs = _object(folder / "inputs.json")
+    specs = read_object(folder / "streams.json") or {}
+    inputs = read_object(folder / "inputs.json") or {}
     try:
         known = {**specs.get("streams", {})}
         for name, by_fold in specs.get("fold_streams", {}).items():
@@ -159,7 +184,9 @@ def records_of_run(folder: Path, audio: Audio | None = None) -> dict[str, Tuned]
             "Name the folder of a run that train-heads or finetune wrote."
         )
     known = audio_of_run(folder) if audio is None else audio
-    copies = originals(Manifest.read(folder / "manifest.jsonl")) if (folder / "manifest.jsonl").is_file() else {}
+    manifest = list(Manifest.read(folder / "manifest.jsonl")) if (folder / "manifest.jsonl").is_file() else []
+    copies = originals(manifest)
+    speakers = {one.id: one.speaker for one in manifest if one.speaker}
     before = read_learnt(folder)
     found: dict[str, Tuned] = {}
     for fold in read_folds(folder / "folds.json"):
@@ -175,6 +202,7 @@ def records_of_run(folder: Path, audio: Audio | None = None) -> dict[str, Tuned]
             audio_form=known.form if digests else "",
             copies={name: copies[name] for name in ids if name in copies},
             before=_distinct(source.tuned for source in before.get(fold.name, ())),
+            speakers={name: speakers[name] for name in ids if name in speakers},
         )
     return found
 
@@ -187,10 +215,21 @@ def _distinct(records: Iterator[Tuned]) -> tuple[Tuned, ...]:
     )  # fmt: skip
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """Return a JSON object; an empty one where there is no such file."""
+def _sha256(values: Mapping[str, Any]) -> str:
+    """Return the digest of plain values; an empty one of what nobody could have written."""
+    with suppress(ValueError, RecursionError):
+        return hashlib.sha256(canonical_json(values)).hexdigest()
+    return ""
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file of a run; None where there is no such file.
+
+    Raises:
+        ScoresError: it is damaged.
+    """
     if not path.is_file():
-        return {}
+        return None
     try:
         values = parse_json(read_plain(path).decode())
         if not isinstance(values, dict):

@@ -29,7 +29,7 @@ from featcache.files import write_atomically
 from featcache.manifest import Manifest
 from heads.head import OnProgress
 from heads.order import num_steps
-from heads.runs import Run, read_run
+from heads.runs import Run, read_config, read_run
 from pipelines import codes, finetune, fuse, jobs, probe, project, report, train_heads
 from pipelines import extract as extraction
 from pipelines.extract import interval_s
@@ -37,7 +37,7 @@ from pipelines.jobs import Job
 from pipelines.paper import PROJECTION, FusionOf, Paper
 from pipelines.reporting import tables
 from pipelines.reporting.figures import Plot, make_plot
-from pipelines.reporting.reproduction import make_document
+from pipelines.reporting.reproduction import make_document, random_runs
 from pipelines.reporting.svg import style
 from pipelines.reporting.tables import Document
 from pipelines.reproduce_plan import Options, Plan, Probe, Training, extractions, run_of
@@ -126,12 +126,10 @@ class _Work:
     def _train(self, trainings: Mapping[str, Training]) -> None:
         plan, overwrite = self._plan, self._options.overwrite
         read = {run_of(stream) for training in plan.trainings.values() for stream in training.families}
-        todo = {
-            key: partial(
-                _fine_tune if key in read else _train, one, plan.manifest, plan.cache, plan.out / key, overwrite
-            )
-            for key, one in trainings.items()
-        }
+        todo: dict[str, Callable[..., None]] = {}
+        for key, one in trainings.items():
+            work, runs = _fine_tune if key in read else _train, _digests(one, plan.out)
+            todo[key] = partial(work, one, plan.manifest, plan.cache, plan.out / key, overwrite, runs)
         self.failures |= self._stage("training", todo, {key: _steps(one, plan) for key, one in trainings.items()})
 
     def _has_inputs(self, key: str, training: Training) -> bool:
@@ -188,8 +186,7 @@ class _Work:
 
     def project(self) -> Plot | None:
         """Draw the codes; None where there is nothing to draw, or it fails, which costs nothing else."""
-        plan, drawable = self._plan, self._encoders()
-        keys = {title: key for title, key in plan.paper.projection.items() if key in drawable}
+        keys = self._drawn()
         without = [f"codes of {key}: {self._without_codes[key]}" for key in keys.values() if key in self._without_codes]
         try:
             if without:
@@ -229,9 +226,16 @@ class _Work:
             key: f"failed: {sentence}" for key, sentence in self.failures.items()
         }
 
+    def _drawn(self) -> dict[str, str]:
+        """Return the runs whose codes are drawn, by title: those of random weights would show nothing."""
+        plan, trained = self._plan, set(self._plan.trainings) - set(self.failures | self._stopped)
+        keys = {title: key for title, key in plan.paper.projection.items() if key in trained}
+        of_random = random_runs(plan, {key: read_run(plan.out / key) for key in keys.values()})
+        return {title: key for title, key in keys.items() if key not in of_random}
+
     def _encoders(self) -> list[str]:
         """Return the runs whose codes are read, and which did not fail."""
-        wanted = {one.of.run for one in self._plan.probes.values()} | set(self._plan.paper.projection.values())
+        wanted = {one.of.run for one in self._plan.probes.values()} | set(self._drawn().values())
         return [key for key in self._plan.trainings if key in wanted and key not in self.failures | self._stopped]
 
     def _stage(self, title: str, todo: Mapping[str, Callable[..., None]], totals: Mapping[str, int]) -> dict[str, str]:
@@ -259,26 +263,32 @@ def _steps(training: Training, plan: Plan) -> int:
     return sum(num_steps(training.config.fit, len(fold.train)) for fold in plan.folds[training.key])
 
 
+def _digests(training: Training, out: Path) -> dict[str, str]:
+    """Return the digests of the runs whose encoders a run reads: a cache may hold those of others of their names."""
+    runs = dict.fromkeys(map(run_of, training.families))
+    return {run: str((read_config(out / run / "config.yaml") or {}).get("digest", "")) for run in runs}
+
+
 def _train(
-    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, on_progress: OnProgress,
-    on_message: OnMessage,
+    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, runs: Mapping[str, str],
+    on_progress: OnProgress, on_message: OnMessage,
 ) -> None:  # fmt: skip
     """Train one run, in a child process."""
 
     def train(overwrite: bool) -> None:
-        train_heads.run(training.config, manifest, cache, out, overwrite, on_progress, on_message)
+        train_heads.run(training.config, manifest, cache, out, overwrite, on_progress, on_message, runs)
 
     _replacing(train, overwrite)
 
 
 def _fine_tune(
-    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, on_progress: OnProgress,
-    on_message: OnMessage,
+    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, runs: Mapping[str, str],
+    on_progress: OnProgress, on_message: OnMessage,
 ) -> None:  # fmt: skip
     """Train one run and save the encoder of each of its folds, in a child process."""
 
     def train(overwrite: bool) -> None:
-        finetune.run(training.config, manifest, cache, out, overwrite, on_progress, on_message)
+        finetune.run(training.config, manifest, cache, out, overwrite, on_progress, on_message, runs)
 
     _replacing(train, overwrite)
 

@@ -19,17 +19,19 @@ from featcache import registry
 from featcache.cache import CachedStream
 from featcache.checkpoints import COMPUTE_DTYPES
 from featcache.errors import CheckpointError, ConfigError, FeatcacheError, ScoresError
-from featcache.files import listed, parse_json, read_plain
+from featcache.files import listed
 from featcache.manifest import Manifest
 from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
 from featcache.tuned import fold_checkpoints
 from heads.fold_files import natural_key, read_folds
 from heads.head import Head, Task, Trained
+from heads.learnt import Source
 from heads.models.encoder_decoder import SPEAKER
 from heads.protocol import Fold
 from heads.runs import read_config
 from pipelines.config import TrainConfig, recorded_config
+from pipelines.provenance import read_learnt, read_object
 from pipelines.run_folders import CONTEXT, INPUTS, STREAMS, load_head
 
 _AGAIN = "Train the run again with --overwrite."
@@ -51,6 +53,7 @@ class Restored:
         inputs: id to the digest of its input for each stream, by the stream's name; none where the run came without.
         speakers: id to speaker; none where the run came without.
         fold_specs: of the streams, those of which each fold read its own: name to fold to stream.
+        learnt: fold to what had learnt before it was trained; none where the run came without.
     """
 
     folder: Path
@@ -64,6 +67,7 @@ class Restored:
     inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     speakers: Mapping[str, str | None] = field(default_factory=dict)
     fold_specs: Mapping[str, Mapping[str, StreamSpec]] = field(default_factory=dict)
+    learnt: Mapping[str, Sequence[Source]] = field(default_factory=dict)
 
     def specs_of(self, fold: str) -> dict[str, StreamSpec]:
         """Return the streams that the model of a fold reads, by the names the run gave them."""
@@ -147,13 +151,14 @@ def restore(folder: Path) -> Restored:
         str(name): Trained(weights[str(name)], chosen[name], config.fit.precision)
         for name in sorted(chosen, key=lambda name: natural_key(str(name)))
     }
-    inputs, folds, manifest = _read_object(folder / INPUTS), folder / "folds.json", folder / "manifest.jsonl"
+    inputs, folds, manifest = read_object(folder / INPUTS), folder / "folds.json", folder / "manifest.jsonl"
     return Restored(
         folder, head, config, tuple(map(str, record["classes"])),
         {name: spec for name, spec in specs.items() if spec.kind not in unneeded}, models,
         _load(folder / CONTEXT) if (folder / CONTEXT).is_file() else {},
         read_folds(folds) if folds.is_file() else (), inputs or {},
         {one.id: one.speaker for one in Manifest.read(manifest)} if manifest.is_file() else {}, fold_specs,
+        read_learnt(folder),
     )  # fmt: skip
 
 
@@ -209,22 +214,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise ScoresError(f"{str(path)!r} is damaged ({error}). {_AGAIN}") from None
 
 
-def _read_object(path: Path) -> Any:
-    """Return a JSON object; None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        values = parse_json(read_plain(path).decode())
-        if not isinstance(values, dict):
-            raise ValueError(f"an object was expected, got {type(values).__name__}")
-    except (OSError, ValueError) as error:
-        raise ScoresError(f"{str(path)!r} is damaged ({error}). {_AGAIN}") from None
-    return values
-
-
 def _read_specs(folder: Path) -> tuple[dict[str, StreamSpec], dict[str, dict[str, StreamSpec]]]:
     """Return the streams of a run by name, and those of which each fold read its own, by name and fold."""
-    values = _read_object(folder / STREAMS)
+    values = read_object(folder / STREAMS)
     if values is None:
         raise ScoresError(
             f"{str(folder)!r} does not say what its streams were computed by (there is no {STREAMS}): it was trained "

@@ -196,7 +196,7 @@ def write_training(
     else:
         (out / "weights.safetensors").unlink(missing_ok=True)
     _write_scoring(out, task, record, fold_streams)
-    write_learnt(out, learnt)
+    record |= write_learnt(out, learnt)
     record["chosen"] = {outcome.fold: plain(dict(outcome.chosen)) for outcome in outcomes}
     log = yaml.safe_dump({key: record[key] for key in ("versions", "seconds", "problems", "chosen")}, sort_keys=False)
     write_atomically(out / "log.txt", log.encode())

@@ -8,7 +8,7 @@ The folder holds, beside ``scores.csv``, ``validation_scores.csv``, ``metrics.js
 * ``curves.csv``: loss and metric on validation, for each evaluation of the chosen candidate;
 * ``layer_weights.csv``: what each layer contributes, where the head mixes layers;
 * ``weights.safetensors``: the learned arrays, named ``FOLD/NAME``;
-* ``tuned.json``: what had learnt before, where a fine-tuned encoder is read or a run's weights are begun with;
+* ``learnt.json``: what had learnt before, where a fine-tuned encoder is read or a run's weights are begun with;
 * ``log.txt``: what was run on, and what the protocol checks found.
 
 While it trains, ``.unfinished`` keeps what a run that was killed goes on from; the same command takes it up.
@@ -74,6 +74,7 @@ def run(
     overwrite: bool = False,
     on_progress: OnProgress = lambda *_: None,
     on_message: Callable[[str], None] = lambda _: None,
+    runs: Mapping[str, str] = {},
 ) -> Trained:
     """Train as configured.
 
@@ -85,6 +86,7 @@ def run(
         overwrite: replace another run that lies there.
         on_progress: called with what is done and what there is to do.
         on_message: called with a sentence for each thing worth knowing.
+        runs: as :class:`Preparer` has them.
 
     Raises:
         ConfigError: settings that do not fit, or `out` holds another run.
@@ -92,7 +94,7 @@ def run(
         ProtocolError: folds that would leak, or labels that are missing.
     """
     out = Path(out)
-    prepared = Preparer(manifest, cache).prepare(config)
+    prepared = Preparer(manifest, cache, runs).prepare(config)
     for message in prepared.messages:
         on_message(message)
     existing = existing_run(out, prepared.digest, overwrite)

@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 from makers import speech_checkpoint, write_corpus
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import featcache
@@ -21,6 +23,7 @@ from heads.runs import read_run
 from pipelines import cli, cli_finetune
 from pipelines.config import train_config
 from pipelines.finetune import run
+from pipelines.pack import pack, unpack
 from pipelines.restore import restore
 
 if "finetune" not in {one.name for one in cli.app.registered_commands}:
@@ -157,6 +160,71 @@ def test_what_is_there_is_kept_and_a_kill_between_folds_goes_on(place: Place) ->
     assert (place.encoder("s1") / "model.safetensors").read_bytes() == kept
     assert (place.encoder("s0") / "model.safetensors").stat().st_ino == before["s0"]
     assert sorted(path.name for path in place.encoder("s0").parent.iterdir()) == list(FOLDS)
+
+
+def test_what_is_there_is_kept_whatever_the_folder_is_called_and_the_cache_has_learnt(place: Place) -> None:
+    place.finetune("early")
+    before = {path.name: path.stat().st_mtime_ns for path in place.encoder("s0", "early").iterdir()}
+    place.call("extract", "--stream", "log_mel")
+    (place.folder / "runs" / "early").rename(place.folder / "runs" / "late")
+    shutil.rmtree(place.folder / "runs" / "late" / "encoders" / "s1")
+    told = place.finetune("late")
+    assert "Already there" in told
+    assert {path.name: path.stat().st_mtime_ns for path in place.encoder("s0", "late").iterdir()} == before
+    assert {read_tuned(place.encoder(fold, "late") / PROVENANCE).run for fold in FOLDS} == {"early"}
+    assert "--stream hidden_states@early" in told
+
+
+def test_other_weights_at_the_same_path_are_another_run(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.checkpoint, tmp_path / "base")
+    place.call("extract", "--stream", "waveform")
+    options = ("--stream", "waveform", "--out", tmp_path / "run", *FIT, "--set",
+               f"settings.checkpoint={tmp_path / 'base'}")  # fmt: skip
+    place.call("finetune", *options)
+    assert "Already there" in place.call("finetune", *options)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    scaled = {name: 1.5 * values for name, values in weights.items()}
+    save_file(scaled, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    assert "holds another run" in place.fails("finetune", *options)
+
+
+def test_what_cannot_be_extracted_is_refused_before_anything_trains(place: Place) -> None:
+    options = ("--stream", "conv_features", "--out", place.folder / "none", *FIT,
+               "--set", f"settings.checkpoint={place.checkpoint}", "--extract")  # fmt: skip
+    for kind in ("token_states", "log_mel"):
+        assert "Extract hidden_states" in place.fails("finetune", *options, kind)
+    assert "hidden_states" in place.fails("finetune", *options, "hiden_states")
+    assert not (place.folder / "none").exists()
+
+
+def test_predictions_say_what_the_encoders_have_learnt_from(place: Place) -> None:
+    rows = (place.folder / "m.jsonl").read_text().splitlines(keepends=True)
+    (place.folder / "half.jsonl").write_text("".join(rows[:8]))
+    (place.folder / "rest.jsonl").write_text("".join(rows[8:]))
+    out = place.folder / "runs" / "half"
+    arguments = ["train-heads", place.folder / "half.jsonl", "--cache", place.folder / "cache", "--stream",
+                 "hidden_states@ft", "--head", "linear_probe", "--out", out, *FIT]  # fmt: skip
+    assert runner.invoke(cli.app, list(map(str, arguments))).exit_code == 0
+
+    def predicted(name: str) -> str:
+        words = ("predict", out, "--manifest", place.folder / name, "--form", "csv")
+        result = runner.invoke(cli.app, list(map(str, words)))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "has learnt from 8 of 8" in predicted("rest.jsonl")
+    told = predicted("half.jsonl")
+    assert "8 of 8 are of the data that 'half' was trained on" in told
+    assert "has learnt from" not in told
+    packed = place.folder / "half.zip"
+    pack(out, packed, without_utterances=True)
+    with ZipFile(packed) as archive:
+        texts = {name: archive.read(name) for name in archive.namelist()}
+    assert not any(b"u000" in text for text in texts.values())
+    unpack(packed, place.folder / "runs" / "unpacked")
+    words = ("predict", place.folder / "runs" / "unpacked", "--manifest", place.folder / "rest.jsonl", "--form", "csv")
+    result = runner.invoke(cli.app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
 
 
 def test_a_kill_while_a_checkpoint_is_saved_leaves_none_without_its_record(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featcache.errors import ManifestError, ProtocolError
 from featcache.manifest import Utterance
-from heads.folds import Fold, check_folds, make_folds, natural_key, read_folds, save_folds
+from heads.folds import Fold, check_folds, fold_names, make_folds, natural_key, read_folds, save_folds
 
 LABELS = ("angry", "happy", "neutral", "sad")
 
@@ -49,6 +49,18 @@ def test_tests_partition_the_corpus_and_parts_partition_every_fold(kind, validat
     assert sorted(name for fold in folds for name in fold.test) == ids
     for fold in folds:
         assert sorted(fold.train + fold.validation + fold.test) == ids
+
+
+@pytest.mark.parametrize(
+    "kind", ["session", "column:sex", "random:11", "stratified:70/20/10", "within:session", "folds.json"]
+)
+def test_folds_are_named_without_being_made(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    utterances = [*corpus(num_sessions=11), Utterance("unlabelled", session="12", extra={"sex": "D"})]
+    copy = Utterance("copy", extra={"version_of": utterances[0].id})
+    save_folds(make_folds(utterances, "session", drop_unlabelled=True), tmp_path / "folds.json")
+    names = fold_names([*utterances, copy], kind, drop_unlabelled=True)
+    assert names == [fold.name for fold in make_folds([*utterances, copy], kind, drop_unlabelled=True)]
 
 
 @pytest.mark.parametrize("kind", ["session", "speaker", "column:sex"])

@@ -117,7 +117,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, corpus: Manifest) -> tuple[Plan, reproduce.Reproduced, list[str]]:
     folder = tmp_path_factory.mktemp("stages")
-    paper, told = write_paper(folder / "paper"), []
+    paper = write_paper(folder / "paper")
+    told: list[str] = []
     reproduce.extract(paper, corpus, folder / "cache", LAPTOP, told.append)
     plan = make_plan(paper, corpus, folder / "cache", folder / "out", LAPTOP)
     with pytest.MonkeyPatch.context() as patch:
@@ -204,6 +205,51 @@ def test_the_same_again_trains_and_extracts_nothing(
         reproduce.run(again, LAPTOP)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(featcache.open(plan.cache)) == streams
+
+
+def test_encoders_of_other_runs_of_the_same_name_stay_in_the_cache_and_are_no_matter(
+    tmp_path: Path, corpus: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce.jobs, "run", in_process)
+    runs = {key: PAPER["runs"][key] for key in ("reads", "tuned")}
+    rows = [{"label": "Reads", "run": "reads", "paper": NUMBER}]
+    table = {"name": "Table 1", "title": "One", "metrics": ["WA"], "rows": rows}
+    paper = write_paper(tmp_path / "paper", runs=runs, fusions={}, tables=[table])
+
+    def reproduced(out: str, **more: Any) -> list[str]:
+        """Return the streams that the row that reads encoders has read."""
+        options = Options(laptop=True, jobs=1, device="cpu", **more)
+        reproduce.extract(paper, corpus, tmp_path / "cache", options)
+        plan = make_plan(paper, corpus, tmp_path / "cache", tmp_path / out, options)
+        done = reproduce.run(plan, options)
+        assert done.failures == {}
+        config = done.runs["reads"].config or {}
+        assert config["streams"]["ge2e_states@tuned"] == "ge2e_states@tuned"
+        return list(config["fold_streams"]["ge2e_states@tuned"].values())
+
+    first = reproduced("a")
+    again = reproduced("a", settings=("fit.steps=3",), overwrite=True)
+    elsewhere = reproduced("b", settings=("fit.seed=1",))
+    assert len({*first, *again, *elsewhere}) == 9
+    assert reproduced("b", settings=("fit.seed=1",)) == elsewhere
+    assert reproduced("c") == first
+
+
+def test_codes_of_random_weights_are_not_drawn(
+    tmp_path: Path, corpus: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce.jobs, "run", in_process)
+    exported: list[str] = []
+    monkeypatch.setattr(reproduce.codes, "run", lambda folder, *_, **__: exported.append(folder.name))
+    monkeypatch.setattr(reproduce._Work, "_draw", lambda _, keys: exported.append(f"drawn: {list(keys)}"))
+    runs = {"random": PAPER["runs"]["random"], "mels": {"preset": "large.yaml", "laptop": "mels.yaml"}}
+    rows = [{"label": key, "run": key, "paper": NUMBER} for key in runs]
+    table = {"name": "Table 1", "title": "One", "metrics": ["WA"], "rows": rows}
+    projection = {"One": "random", "Other": "mels"}
+    paper = write_paper(tmp_path / "paper", runs=runs, fusions={}, tables=[table], projection=projection)
+    reproduce.extract(paper, corpus, tmp_path / "cache", LAPTOP)
+    reproduce.run(make_plan(paper, corpus, tmp_path / "cache", tmp_path / "out", LAPTOP), LAPTOP)
+    assert exported == ["mels", "drawn: ['Other']"]
 
 
 def test_what_a_plan_needs_is_said_in_a_dry_run(done: tuple[Plan, reproduce.Reproduced, list[str]]) -> None:

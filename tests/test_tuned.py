@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,12 +32,13 @@ from featcache.tuned import (
 from heads.fold_files import read_folds
 from heads.folds import make_folds
 from heads.head import FitSettings
-from heads.learnt import Audio, Source, audio_form, check_learnt
+from heads.learnt import Audio, Source, audio_form, audio_of, check_learnt
 from heads.protocol import Fold
+from pipelines import codes
 from pipelines.beginning import shares_of_votes
 from pipelines.check import check_run
 from pipelines.config import TrainConfig
-from pipelines.provenance import records_of_run
+from pipelines.provenance import LEARNT, records_of_run
 from pipelines.restore import restore
 from pipelines.train_heads import Preparer, run
 
@@ -58,12 +59,12 @@ def corpus(sessions: str = "ABC") -> list[Utterance]:
 
 def write_stream(
     cache: Path, ids: Sequence[str], tuned: Tuned | None = None, digests: Mapping[str, str] = {}, scale: float = 1.0,
-    **settings: object,
+    rate_hz: int = 16000, **settings: object,
 ) -> str:  # fmt: skip
     """Write a stream of two layers, of a fine-tuned encoder where a record is given, and return its full name."""
     checkpoint = None if tuned is None else {"name": tuned.fold, "weights_sha256": "0", **tuned.identity()}
     spec = StreamSpec(
-        "toy", 1, "audio", settings, ("a", "b"), 4, frame_shift_s=0.02, sample_rate_hz=16000, dtype="float32",
+        "toy", 1, "audio", settings, ("a", "b"), 4, frame_shift_s=0.02, sample_rate_hz=rate_hz, dtype="float32",
         checkpoint=checkpoint,
     )  # fmt: skip
     with StreamWriter(cache, spec, "zarr", "frames", tuned=tuned) as writer:
@@ -260,8 +261,10 @@ KNOWN = [Utterance(name, label="x", speaker=f"s{name[0]}") for name in ("t1", "v
 UNKNOWN = Audio()
 
 
-def found(record: Tuned, audio: Audio = UNKNOWN, known: Sequence[Utterance] = KNOWN) -> list[tuple[str, str]]:
-    problems = check_learnt([FOLD], {"A": [Source("the encoder", record)]}, known, audio)
+def found(
+    record: Tuned, audio: Audio = UNKNOWN, known: Sequence[Utterance] = KNOWN, fold: Fold = FOLD
+) -> list[tuple[str, str]]:
+    problems = check_learnt([fold], {"A": [Source("the encoder", record)]}, known, audio)
     return [(problem.name, problem.severity) for problem in problems]
 
 
@@ -279,7 +282,10 @@ def test_what_was_learnt_is_found_by_ids_and_by_audio() -> None:
     heard = Audio({"e1": "x1", "e2": "x2"}, FORM)
     assert found(learnt("renamed", audio={"renamed": "x2"}, audio_form="of old"), heard) == [leak]
     # Another corpus of the same ids: its audio differs, where both are known and were taken alike.
-    assert found(learnt("e1", audio={"e1": "y1"}, audio_form=FORM), heard) == [warning]
+    few = Fold("A", ("t1",), (), ("e1", "e2", "e3"))
+    assert found(learnt("e1", audio={"e1": "y1"}, audio_form=FORM), heard, fold=few) == [warning]
+    # Half of what is tested: the very corpus, converted since.
+    assert found(learnt("e1", audio={"e1": "y1"}, audio_form=FORM), heard) == [leak]
     assert found(learnt("e1", audio={"e1": "y1"}, audio_form="16000 Hz, soxr-0"), heard) == [leak]
     assert found(learnt("e1", audio={"e1": "y1"}, audio_form=FORM)) == [leak]
     assert found(learnt("e1"), heard) == [leak]
@@ -295,6 +301,120 @@ def test_what_was_learnt_is_found_by_ids_and_by_audio() -> None:
     assert found(learnt("more", audio={"more": "y"}, audio_form=FORM), Audio({"more": "z"}, FORM), spoken) == []
 
 
+def test_tested_speakers_are_found_wherever_they_were_heard() -> None:
+    error, warning = ("speaker", "error"), ("speaker", "warning")
+    spoken = [*KNOWN, Utterance("more", speaker="se")]
+    assert found(Tuned("r", "d", "F", ("t1",), ("more",)), known=spoken) == [error]
+    # By the record's own word, of utterances that are not in the manifest.
+    gone = Tuned("r", "d", "F", ("t1", "gone"), (), speakers={"t1": "st", "gone": "se"})
+    assert found(gone) == [error]
+    assert found(replace(gone, speakers={})) == []
+    # Of a corpus of which nothing is here, the names alone say little.
+    assert found(replace(gone, train=("gone",))) == [warning]
+    # Who is tested by an utterance that was learnt itself is told once.
+    assert found(replace(gone, train=("e1",), speakers={"e1": "se"})) == [("tuned", "error")]
+    both = [*KNOWN[:2], Utterance("e1", speaker="s1"), Utterance("e2", speaker="s2"), Utterance("x", speaker="s2")]
+    assert found(Tuned("r", "d", "F", ("e1", "x"), ()), known=both) == [("tuned", "error"), error]
+
+
+def test_a_record_without_speakers_is_as_it_was() -> None:
+    assert "speakers" not in RECORDED.as_json()
+    spoken = replace(RECORDED, speakers={"u1": "sü"})
+    assert tuned_from(spoken.as_json()) == spoken
+    assert spoken.sha256 != RECORDED.sha256
+    with pytest.raises(ValueError, match="say"):
+        tuned_from({**spoken.as_json(), "speakers": {"u1": 3}})
+
+
+def test_converted_audio_is_refused_and_says_how_to_name_another_corpus() -> None:
+    converted = Tuned("r", "d", "F", ("e1", "e2"), (), {"e1": "y1", "e2": "y2"}, FORM)
+    heard = Audio({"e1": "x1", "e2": "x2"}, FORM)
+    [problem] = check_learnt([FOLD], {"A": [Source("the encoder", converted)]}, KNOWN, heard)
+    assert (problem.name, problem.severity) == ("tuned", "error")
+    assert "2 of 2 tested utterances have ids" in problem.text
+    assert "converted since" in problem.text
+    assert "give them other ids in the manifest" in problem.text
+
+
+def test_audio_is_known_utterance_by_utterance(tmp_path: Path) -> None:
+    write_stream(tmp_path, ["a", "b"], side=1)
+    write_stream(tmp_path, ["b", "c"], side=2)
+    streams = list(map(featcache.open(tmp_path).__getitem__, featcache.open(tmp_path)))
+    audio = audio_of(streams, ["a", "b", "c", "nowhere"])
+    assert audio == Audio({"a": "of a", "b": "of b", "c": "of c"}, FORM)
+    assert audio_of(streams, ["nowhere"]) == Audio()
+    name = write_stream(tmp_path, ["a", "c", "d"], digests={"a": "at 22 kHz"}, rate_hz=22050)
+    other = featcache.open(tmp_path)[name]  # whose digests are no match for the others
+    assert audio_of([other, *streams], ["a", "b", "c"]) == audio
+    assert audio_of([other, *streams], ["d"]) == Audio({"d": "of d"}, audio_form(22050))
+
+
+def test_what_was_allowed_is_no_speaker_independent_result(family: tuple[Path, Manifest]) -> None:
+    cache, manifest = family
+    assert Preparer(manifest, cache).prepare(config("toy@ft")).folds.speaker_independent
+    name = open_family(featcache.open(cache), "toy@ft").members["A"].name
+    assert not Preparer(manifest, cache).prepare(config(name, allow=("tuned",))).folds.speaker_independent
+
+
+def test_a_lost_or_changed_record_of_a_run_is_missed(family: tuple[Path, Manifest]) -> None:
+    cache, manifest = family
+    out = cache.parent / "run"
+    trained = run(config("toy@ft"), manifest, cache, out)
+    kept = (out / LEARNT).read_text()
+    write_json(out / LEARNT, {**json.loads(kept), "folds": {}})
+    readers: list[Callable[[], object]] = [
+        lambda: check_run(trained.run),
+        lambda: records_of_run(out),
+        lambda: restore(out),
+        lambda: Preparer(manifest, cache).prepare(config("toy@ft", start=str(out))),
+    ]
+    for read in readers:
+        with pytest.raises(ScoresError, match="was changed"):
+            read()
+    (out / LEARNT).unlink()
+    for read in readers:
+        with pytest.raises(ScoresError, match="is missing"):
+            read()
+    (out / LEARNT).write_text(kept)
+    assert records_of_run(out)["A"].speakers["B0"] == "sB"
+
+
+def test_codes_of_one_folds_model_are_no_features(tmp_path: Path) -> None:
+    everything = corpus()
+    spec = StreamSpec(
+        "codes", 1, "cache", {"fold": "A"}, ("code",), 4, frame_shift_s=None, sample_rate_hz=None, dtype="float32"
+    )
+    with StreamWriter(tmp_path / "cache", spec, "zarr", "frames") as writer:
+        frames = Features(np.zeros((1, 5, 4), np.float32))
+        writer.commit([store(one.id, "d", 0, frames, spec, "frames") for one in everything], {})
+    with pytest.raises(ConfigError, match=r"codes of a trained head.*fold 'A'.*featcache probe"):
+        Preparer(Manifest(everything, tmp_path), tmp_path / "cache").prepare(config(spec.name))
+
+
+def test_codes_of_a_run_of_fold_streams_are_refused(family: tuple[Path, Manifest]) -> None:
+    cache, manifest = family
+    out = cache.parent / "run"
+    run(config("toy@ft"), manifest, cache, out)
+    with pytest.raises(ConfigError, match=r"each of its folds reads the encoder of its own \(toy@ft\)"):
+        codes.run(out, manifest, cache, device="cpu")
+
+
+def test_two_checkpoints_of_one_fold_are_refused(tmp_path: Path) -> None:
+    for name in ("A", "A-backup"):
+        write_tuned(tmp_path / name / PROVENANCE, RECORDED)
+    with pytest.raises(CheckpointError, match=r"A'.*A-backup'.*both of the fold 'A'"):
+        fold_checkpoints(tmp_path)
+
+
+def test_streams_of_folds_that_are_not_made_are_not_read(family: tuple[Path, Manifest]) -> None:
+    cache, manifest = family
+    whole = Preparer(manifest, cache).prepare(config("toy@ft"))
+    write_stream(cache, ["elsewhere"], replace(tuned_for("A", list(manifest)), fold="D"))
+    prepared = Preparer(manifest, cache).prepare(config("toy@ft"))
+    assert set(prepared.families["toy@ft"].members) == set("ABC")
+    assert prepared.digest == whole.digest
+
+
 def test_the_run_keeps_what_its_encoders_learnt_from_and_check_finds_it(family: tuple[Path, Manifest]) -> None:
     cache, manifest = family
     out = cache.parent / "run"
@@ -305,10 +425,10 @@ def test_the_run_keeps_what_its_encoders_learnt_from_and_check_finds_it(family: 
     records = records_of_run(out)
     assert [one.run for one in records["B"].everything()] == ["run", "ft"]
     assert records["B"].audio["A0"] == "of A0"
-    values = json.loads((out / RECORD).read_text())
+    values = json.loads((out / LEARNT).read_text())
     values["folds"]["A"][0]["record"]["train"] = 3
-    (out / RECORD).write_text(json.dumps(values))
-    with pytest.raises(ScoresError, match="damaged"):
+    (out / LEARNT).write_text(json.dumps(values))
+    with pytest.raises(ScoresError, match="was changed"):
         check_run(trained.run)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from featcache.cache import Cache
-from featcache.families import is_family, open_family
 from featcache.manifest import Manifest
 from featcache.stream import StreamSpec
 from heads.fold_kinds import plain_kind
@@ -221,7 +220,7 @@ def _instead(training: Training, run: Run, cache: Cache) -> list[str]:
     """Return what a training read in place of what the paper's reads: checkpoints by name, other streams by kind."""
     stated = (training.published_preset.get("extract") or {}).get("streams") or {}
     names = []
-    for kind, spec in _specs(cache, recorded_config(run.config or {}).streams).items():
+    for kind, spec in _specs(cache, run).items():
         wanted, found = (stated.get(kind) or {}).get("checkpoint"), (spec.checkpoint or {}).get("name")
         if kind not in training.published.streams:
             names.append(kind)
@@ -230,13 +229,12 @@ def _instead(training: Training, run: Run, cache: Cache) -> list[str]:
     return names
 
 
-def _specs(cache: Cache, names: Sequence[str]) -> dict[str, StreamSpec]:
-    """Return streams by kind; of those that fold encoders made, by their common name, the first fold's."""
-    found = {}
-    for name in names:
-        stream = next(iter(open_family(cache, name).members.values())) if is_family(name) else cache[name]
-        found[kind_of(name)] = stream.spec
-    return found
+def _specs(cache: Cache, run: Run) -> dict[str, StreamSpec]:
+    """Return the streams of a run by kind; of those that fold encoders made, by their common name, the first fold's."""
+    config = run.config or {}
+    of_folds = config.get("fold_streams") or {}
+    first = {name: next(iter(by_fold.values())) for name, by_fold in of_folds.items()}
+    return {kind_of(name): cache[first.get(name, name)].spec for name in recorded_config(config).streams}
 
 
 def _banners(
@@ -294,7 +292,9 @@ def _is_papers(plan: Plan) -> bool:
 def _facts(plan: Plan, runs: Mapping[str, Run]) -> list[tuple[str, str]]:
     corpus = plan.paper.corpus
     sessions = f", {corpus.sessions} sessions" if corpus.sessions else ""
-    kinds = dict.fromkeys(_folds(plan.folds[key], training.config) for key, training in plan.trainings.items())
+    kinds = dict.fromkeys(
+        _folds(plan.folds[key], training.config, runs.get(key)) for key, training in plan.trainings.items()
+    )
     facts = [
         (
             "Corpus, paper",
@@ -326,12 +326,14 @@ def _corpus(manifest: Manifest) -> str:
     return ", ".join(parts)
 
 
-def _folds(folds: FoldSet, config: TrainConfig) -> str:
+def _folds(folds: FoldSet, config: TrainConfig, run: Run | None) -> str:
     family = folds.kind.partition(":")[0]
     meaning = next((words for name, words in KINDS.items() if name.partition(":")[0] == family), "")
     cut = f"validation: {config.validation:g} of train, by {config.validation_by}" if config.validation else ""
     kind = plain_kind(folds.kind) + (f" ({meaning})" if meaning else "")
-    independent = "speaker-independent" if folds.speaker_independent else "not speaker-independent"
+    # What had learnt before is known to the run alone.
+    stated = True if run is None else (run.config or {}).get("speaker_independent", True)
+    independent = "speaker-independent" if folds.speaker_independent and stated else "not speaker-independent"
     return "; ".join(part for part in (f"{kind}, {len(folds)} folds", independent, cut) if part)
 
 
@@ -343,7 +345,7 @@ def _runs(plan: Plan, runs: Mapping[str, Run]) -> Grid:
         count = f"{len(set(run.scores.ids)):,}"
         if key in plan.trainings:
             training, made = plan.trainings[key], recorded_config(config)
-            specs = _specs(cache, made.streams)
+            specs = _specs(cache, run)
             reads = "; ".join(
                 f"{kind}: a stream a fold" if run_of(kind) else _stream(spec) for kind, spec in specs.items()
             )
@@ -426,7 +428,7 @@ def _differences(plan: Plan, training: Training, run: Run, cache: Cache) -> list
     # What has no label no paper can have learnt from.
     made = replace(recorded_config(run.config or {}), drop_unlabelled=published.drop_unlabelled)
     stated = (training.published_preset.get("extract") or {}).get("streams") or {}
-    ours = _specs(cache, made.streams)
+    ours = _specs(cache, run)
     wanted = [kind for kind in published.streams if kind not in ours]
     instead = [kind for kind in ours if kind not in published.streams]
     lines = []
