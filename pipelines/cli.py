@@ -256,7 +256,7 @@ def train_heads(
     from featcache.manifest import Manifest
     from pipelines import config, show
     from pipelines import train_heads as pipeline
-    from pipelines.resolve import settle
+    from pipelines.resolve import meant
 
     options: dict[str, Any] = {
         "head": head, "streams": tuple(stream or ()), "folds": folds, "validation": validation,
@@ -266,12 +266,13 @@ def train_heads(
     chosen = config.read_preset(preset)
     runs = {} if head else config.preset_runs(chosen)
     for folder, one in {out / name: one for name, one in runs.items()}.items() or [(out, chosen)]:
-        wanted = settle(config.train_config(one, options, settings or []), one, cache)
+        wanted = config.train_config(one, options, settings or [])
+        named = meant(wanted, one, cache)
         done = []
         for place, seeded in config.seeded(wanted, folder, seeds):
             with show.bar(wanted.head) as progress:
                 tell = partial(typer.echo, err=True)
-                trained = pipeline.run(seeded, Manifest.read(manifest), cache, place, overwrite, progress, tell)
+                trained = pipeline.run(seeded, Manifest.read(manifest), cache, place, overwrite, progress, tell, named)
             done.append(trained.run)
             typer.echo(show.metrics(trained.run))
             typer.echo(f"{'Already there' if trained.skipped else 'Wrote'}: {place}")

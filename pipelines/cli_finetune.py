@@ -12,7 +12,7 @@ app = typer.Typer()
 
 
 @app.command()
-@interruptible("What was trained and saved is kept; run the same command to go on with it.")
+@interruptible("Run the same command to go on from the last state that was kept, at most a minute ago.")
 def finetune(
     manifest: ManifestArg,
     cache: CacheOpt = Path("cache"),
@@ -65,7 +65,8 @@ def finetune(
 
     Heads are then trained on the features of their own fold's encoder, and never on another's:
 
-      featcache extract MANIFEST --stream hidden_states --set hidden_states.checkpoint=OUT/encoders
+      featcache extract MANIFEST --stream hidden_states --set hidden_states.checkpoint=OUT/encoders --set
+      hidden_states.tap=final_norm
 
       featcache train-heads MANIFEST --stream hidden_states@NAME, where NAME is the last part of OUT.
     """
@@ -85,17 +86,19 @@ def _run(
     from pipelines import config, show
     from pipelines import extract as extraction
     from pipelines import finetune as pipeline
+    from pipelines.resolve import meant
 
     chosen = config.read_preset(preset)
     wanted = pipeline.configured(chosen, options, settings)
+    named = meant(wanted, chosen, cache)
     utterances = Manifest.read(manifest)
     later = pipeline.extraction(chosen, extract, out, options["device"])
     pipeline.check_extraction(later, wanted, cache)
     tell = partial(typer.echo, err=True)
     with show.bar(wanted.head) as progress:
-        trained = pipeline.train(wanted, utterances, cache, out, overwrite, progress, tell)
+        trained = pipeline.train(wanted, utterances, cache, out, overwrite, progress, tell, named)
     with show.bar("encoders", " saved") as progress:
-        done = pipeline.save(trained, wanted, utterances, cache, out, progress)
+        done = pipeline.save(trained, wanted, utterances, cache, out, progress, named)
     typer.echo(show.metrics(done.trained.run))
     typer.echo(f"{'Already there' if done.trained.skipped else 'Wrote'}: {out}")
     typer.echo(f"Encoders of {len(done.encoders)} folds: {out / pipeline.ENCODERS}")

@@ -15,7 +15,10 @@ app = typer.Typer()
 @app.command()
 @interruptible("What was finished is kept, and what was begun goes on: run the same command again.")
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="Paper, such as makiuchi2021, or a YAML file.", metavar="PAPER")],
+    paper: Annotated[
+        str,
+        typer.Argument(help="makiuchi2021, morais2022, ghosh2023, padi2022, zhou, or a YAML file.", metavar="PAPER"),
+    ],
     manifest: ManifestArg,
     cache: CacheOpt = Path("cache"),
     out: Annotated[Path, typer.Option("--out", help="Folder for the runs and the tables.")] = Path("runs/paper"),
@@ -49,7 +52,10 @@ def reproduce(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE, such as fit.steps=20000, of every training; of probes the seed alone."),
+        typer.Option(
+            "--set",
+            help="KEY=VALUE, such as fit.steps=20000, of every training (every head must have it); of probes the seed.",
+        ),
     ] = None,
     missing: Annotated[
         str, typer.Option("--missing", help="error, or drop utterances that a stream lacks, from every row.")
@@ -92,12 +98,17 @@ def _run(
 
     options = build(planning.Options, values, "reproduce")
     utterances, read = Manifest.read(manifest), read_paper(paper)
-    if extract and not dry_run:
+    if extract and dry_run:
+        typer.echo(f"{reproduce_show.describe_extraction(read, options)}\n")
+        if not cache.is_dir():
+            typer.echo(f"There is no cache {str(cache)!r} yet; which rows it will do for is known when there is.")
+            return 0
+    elif extract:
         pipeline.extract(read, utterances, cache, options, partial(tqdm.write, file=sys.stderr))
     plan = planning.make_plan(read, utterances, cache, out, options)
     if dry_run:
         typer.echo(reproduce_show.describe(plan))
-        return PARTLY if plan.missing and not options.skip_missing else 0
+        return PARTLY if plan.missing and not (options.skip_missing or extract) else 0
     done = pipeline.run(plan, options, partial(tqdm.write, file=sys.stderr))
     typer.echo(tables.text(done.document))
     typer.echo(f"Wrote {out / 'tables.md'}, {out / 'tables.csv'} and {out / 'tables.html'}.")

@@ -146,7 +146,7 @@ def train(
     overwrite: bool = False,
     on_progress: OnProgress = lambda *_: None,
     on_message: Callable[[str], None] = lambda _: None,
-    runs: Mapping[str, str] = {},
+    meant: Mapping[str, str] = {},
 ) -> Trained:
     """Fine-tune as configured: :func:`pipelines.train_heads.run`, of heads that hold an encoder.
 
@@ -154,7 +154,7 @@ def train(
         ConfigError: the head holds none; and what is raised there.
     """
     _encoder_head(config)
-    return train_heads.run(config, manifest, cache, out, overwrite, on_progress, on_message, runs)
+    return train_heads.run(config, manifest, cache, out, overwrite, on_progress, on_message, meant)
 
 
 def save(
@@ -164,7 +164,7 @@ def save(
     cache: str | Path,
     out: str | Path,
     on_progress: OnProgress = lambda *_: None,
-    runs: Mapping[str, str] = {},
+    meant: Mapping[str, str] = {},
 ) -> Finetuned:
     """Save the encoder of every fold that is not saved yet.
 
@@ -175,10 +175,10 @@ def save(
         cache: the cache's folder.
         out: the run folder.
         on_progress: called with checkpoints saved and to be saved.
-        runs: as :class:`pipelines.prepare.Preparer` has them.
+        meant: as :class:`pipelines.prepare.Preparer` has it.
     """
     out, head = Path(out), _encoder_head(config)
-    prepared = Preparer(manifest, cache, runs).prepare(config)
+    prepared = Preparer(manifest, cache, meant).prepare(config)
     streams = all_streams(list(prepared.streams.values()), Cache(Path(cache)))
     records = records_of_run(out, audio_of(streams, prepared.manifest.ids))
     encoders = {name: out / ENCODERS / folder_name(name) for name in records}
@@ -203,7 +203,7 @@ def run(
     overwrite: bool = False,
     on_progress: OnProgress = lambda *_: None,
     on_message: Callable[[str], None] = lambda _: None,
-    runs: Mapping[str, str] = {},
+    meant: Mapping[str, str] = {},
 ) -> Finetuned:
     """Fine-tune as configured, and save; what is there of the very same is kept, what a kill cut off goes on.
 
@@ -215,15 +215,15 @@ def run(
         overwrite: replace another run that lies there.
         on_progress: called with what is done and what there is to do of the training.
         on_message: called with a sentence for each thing worth knowing.
-        runs: as :class:`pipelines.prepare.Preparer` has them.
+        meant: as :class:`pipelines.prepare.Preparer` has it.
 
     Raises:
         ConfigError: a head without an encoder, settings that do not fit, or `out` holds another run.
         CacheError: the cache lacks utterances and `config.missing` is ``"error"``.
         ProtocolError: folds that would leak, or labels that are missing.
     """
-    trained = train(config, manifest, cache, out, overwrite, on_progress, on_message, runs)
-    return save(trained, config, manifest, cache, out, runs=runs)
+    trained = train(config, manifest, cache, out, overwrite, on_progress, on_message, meant)
+    return save(trained, config, manifest, cache, out, meant=meant)
 
 
 def _encoder_head(config: TrainConfig) -> SavesEncoder:

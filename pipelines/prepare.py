@@ -29,12 +29,15 @@ from heads.fold_kinds import speaker_dependent
 from heads.folds import FoldSet, fold_names, make_folds
 from heads.head import FitSettings, GradientHead, Head, Task
 from heads.learnt import Source, audio_of, check_learnt
-from heads.protocol import refusal
+from heads.protocol import Problem, refusal
 from pipelines import run_folders
 from pipelines.beginning import Start, open_start, shares_of_votes
 from pipelines.config import TrainConfig
 from pipelines.provenance import all_streams, digests_of_head, sources_of, sources_of_head
 from pipelines.run_folders import facts, membership
+
+_MOST_TOLD = 3
+"""Problems of one kind that are told one by one."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,14 @@ class Preparer:
     Args:
         manifest: labelled utterances.
         cache: the cache's folder.
-        runs: of families of streams, name of the run to its digest, where it is known which of that name is meant.
+        meant: name of a stream in a configuration to its full name, or of a family to its run's digest, where it is
+            known which of several is meant.
     """
 
-    def __init__(self, manifest: Manifest, cache: str | Path, runs: Mapping[str, str] = {}) -> None:
+    def __init__(self, manifest: Manifest, cache: str | Path, meant: Mapping[str, str] = {}) -> None:
         self._manifest = manifest
         self._path = cache
-        self._runs = runs
+        self._meant = meant
         self._streams: dict[str, CachedStream] = {}
         self._families: dict[str, Family] = {}
         self._covered: dict[Hashable, tuple[list[Utterance], list[Utterance], list[str]]] = {}
@@ -140,7 +144,7 @@ class Preparer:
         streams = {name: own[name] if name in own else self._streams[name] for name in config.streams}
         trained_further = digests_of_head(head)
         dropped, divided = self._divide(config, head, streams, families, str(trained_further))
-        messages = [str(problem) for problem in divided.folds.problems]
+        messages = told(divided.folds.problems)
         if divided.folds.num_unlabelled:
             messages.insert(0, f"{divided.folds.num_unlabelled} utterances are left out: they have no {config.label}.")
         if dropped:
@@ -183,9 +187,9 @@ class Preparer:
         if name in self._streams or name in self._families:
             return
         if is_family(name):
-            self._families[name] = open_family(self._cache, name, self._runs.get(name.partition("@")[2], ""))
+            self._families[name] = open_family(self._cache, name, self._meant.get(name, ""))
             return
-        stream = self._cache[name]
+        stream = self._cache[self._meant.get(name, name)]
         if stream.spec.kind == CODES:
             fold = stream.spec.settings.get("fold")
             raise ConfigError(
@@ -344,6 +348,20 @@ def make_task(utterances: Sequence[Utterance], folds: FoldSet, streams: dict[str
     labels = np.array([classes.index(str(utterance.label)) for utterance in ordered], np.int64)
     ids, speakers = [utterance.id for utterance in ordered], [utterance.speaker for utterance in ordered]
     return Task(streams, ids, labels, classes, tuple(folds), device, speakers)
+
+
+def told(problems: Sequence[Problem]) -> list[str]:
+    """Return sentences on problems: of many of one kind the first, and how many there are."""
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((problem.name, problem.severity), []).append(problem)
+    return [
+        f"{several[0]} (the first of {len(several)} of this kind; 'featcache check' lists all)"
+        if len(several) > _MOST_TOLD
+        else str(problem)
+        for several in kinds.values()
+        for problem in several[: 1 if len(several) > _MOST_TOLD else None]
+    ]
 
 
 def learnable(manifest: Manifest, config: TrainConfig) -> list[Utterance]:

@@ -128,8 +128,8 @@ class _Work:
         read = {run_of(stream) for training in plan.trainings.values() for stream in training.families}
         todo: dict[str, Callable[..., None]] = {}
         for key, one in trainings.items():
-            work, runs = _fine_tune if key in read else _train, _digests(one, plan.out)
-            todo[key] = partial(work, one, plan.manifest, plan.cache, plan.out / key, overwrite, runs)
+            work, meant = _fine_tune if key in read else _train, _digests(one, plan.out)
+            todo[key] = partial(work, one, plan.manifest, plan.cache, plan.out / key, overwrite, meant)
         self.failures |= self._stage("training", todo, {key: _steps(one, plan) for key, one in trainings.items()})
 
     def _has_inputs(self, key: str, training: Training) -> bool:
@@ -264,31 +264,33 @@ def _steps(training: Training, plan: Plan) -> int:
 
 
 def _digests(training: Training, out: Path) -> dict[str, str]:
-    """Return the digests of the runs whose encoders a run reads: a cache may hold those of others of their names."""
-    runs = dict.fromkeys(map(run_of, training.families))
-    return {run: str((read_config(out / run / "config.yaml") or {}).get("digest", "")) for run in runs}
+    """Return the digest of the run behind each family that is read: a cache may hold those of others of that name."""
+    return {
+        name: str((read_config(out / run_of(name) / "config.yaml") or {}).get("digest", ""))
+        for name in training.families
+    }
 
 
 def _train(
-    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, runs: Mapping[str, str],
+    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, meant: Mapping[str, str],
     on_progress: OnProgress, on_message: OnMessage,
 ) -> None:  # fmt: skip
     """Train one run, in a child process."""
 
     def train(overwrite: bool) -> None:
-        train_heads.run(training.config, manifest, cache, out, overwrite, on_progress, on_message, runs)
+        train_heads.run(training.config, manifest, cache, out, overwrite, on_progress, on_message, meant)
 
     _replacing(train, overwrite)
 
 
 def _fine_tune(
-    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, runs: Mapping[str, str],
+    training: Training, manifest: Manifest, cache: Path, out: Path, overwrite: bool, meant: Mapping[str, str],
     on_progress: OnProgress, on_message: OnMessage,
 ) -> None:  # fmt: skip
     """Train one run and save the encoder of each of its folds, in a child process."""
 
     def train(overwrite: bool) -> None:
-        finetune.run(training.config, manifest, cache, out, overwrite, on_progress, on_message, runs)
+        finetune.run(training.config, manifest, cache, out, overwrite, on_progress, on_message, meant)
 
     _replacing(train, overwrite)
 

@@ -146,6 +146,7 @@ class Plan:
         missing: sentence to the keys that the cache lacks something for.
         folds: the folds of each training, by key.
         presets: the preset of each of the paper's runs, by key.
+        form: see :attr:`Options.form`.
     """
 
     paper: Paper
@@ -160,6 +161,7 @@ class Plan:
     missing: Mapping[str, Sequence[str]]
     folds: Mapping[str, FoldSet]
     presets: Mapping[str, str]
+    form: str = ""
 
     @property
     def num_unlabelled(self) -> int:
@@ -214,7 +216,7 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
     folds = _folds(manifest, trainings)
     return Plan(
         paper, manifest, num_dropped, cache, out, trainings, probes, fusions, not_run, missing, folds,
-        {key: name for key, name in presets.items() if name is not None},
+        {key: name for key, name in presets.items() if name is not None}, options.form,
     )  # fmt: skip
 
 
@@ -337,12 +339,7 @@ def _training(paper: Paper, key: str, of: RunOf, cache: Cache, out: Path, option
     name = _form(of, options) or of.preset
     preset = _with(read_preset(paper.preset(name)), of.train)
     published_preset = _with(read_preset(paper.preset(of.preset)), of.train)
-    given = {
-        "folds": _folds_of(of, options), "allow": options.allow, "device": options.device,
-        "drop_unlabelled": options.drop_unlabelled or None,
-    }  # fmt: skip
-    config = train_config(preset, given, options.settings)
-    load_head(config)  # its settings are checked before anything trains
+    config = _configured(paper, key, of, options)
     published = train_config(published_preset, {"folds": of.folds or None}, [])
     families = {stream: _family(paper, key, stream, preset, out) for stream in config.streams if run_of(stream)}
     resolved = resolve_streams(cache, _without(preset, families), options.streams)
@@ -353,6 +350,25 @@ def _training(paper: Paper, key: str, of: RunOf, cache: Cache, out: Path, option
     )
     state = state_of(out / key, lambda: other_training(out / key, config))
     return Training(key, name, config, published, published_preset, state, families)
+
+
+def _configured(paper: Paper, key: str, of: RunOf, options: Options) -> TrainConfig:
+    """Return what a run trains, its streams as the preset names them; settings of its head are checked.
+
+    Raises:
+        ConfigError: settings that do not fit; names the run.
+    """
+    preset = _with(read_preset(paper.preset(_form(of, options) or of.preset)), of.train)
+    given = {
+        "folds": _folds_of(of, options), "allow": options.allow, "device": options.device,
+        "drop_unlabelled": options.drop_unlabelled or None,
+    }  # fmt: skip
+    try:
+        config = train_config(preset, given, options.settings)
+        load_head(config)
+    except ConfigError as error:
+        raise ConfigError(f"{key} of {paper.name}: {error}") from None
+    return config
 
 
 def run_of(stream: str) -> str:
@@ -387,7 +403,15 @@ def _family(paper: Paper, key: str, stream: str, preset: Mapping[str, Any], out:
 
 
 def extractions(paper: Paper, options: Options) -> list[ExtractConfig]:
-    """Return what the runs of a paper read of the corpus, in the form that is run; each extraction once."""
+    """Return what the runs of a paper read of the corpus, in the form that is run; each extraction once.
+
+    Raises:
+        ConfigError: settings of a run that do not fit, so that nothing is extracted for what cannot train.
+    """
+    _check_settings(options.settings)
+    for key, of in paper.runs.items():
+        if _form(of, options) is not None:
+            _configured(paper, key, of, options)
     found: list[ExtractConfig] = []
     for of in paper.runs.values():
         name = _form(of, options)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from featcache.errors import CacheError
 from heads.order import num_steps
 from pipelines import show
+from pipelines.paper import Paper
 from pipelines.reproduce_folders import State, fusion_state
-from pipelines.reproduce_plan import Plan
+from pipelines.reproduce_plan import Options, Plan, extractions
 
 _STATES: Mapping[State, str] = {"done": "there (inputs not compared)", "another": "another run"}
 
@@ -20,9 +21,19 @@ def refusal(plan: Plan) -> CacheError:
     rows.insert(len(plan.missing), "What makes all that they read:")
     return CacheError(
         f"{count} of the {len(plan.paper.runs)} trainings of {plan.paper.name} cannot run:\n" + "\n".join(rows) + "\n"
-        "Let it be made with --extract, or leave these rows out with --skip-missing; --demo runs small forms, --laptop "
+        "--extract makes what can be made; --skip-missing leaves these rows out; --demo runs small forms, --laptop "
         "those that need no download."
     )
+
+
+def describe_extraction(paper: Paper, options: Options) -> str:
+    """Return what would be extracted first, in words, for a dry run."""
+    lines = ["To extract first, of what the cache lacks:"]
+    for config in extractions(paper, options):
+        for stream, settings in config.streams.items():
+            told = ", ".join(f"{name}={value}" for name, value in settings.items())
+            lines.append(f"  {stream}{f' ({told})' if told else ''}")
+    return "\n".join(dict.fromkeys(lines))
 
 
 def describe(plan: Plan) -> str:

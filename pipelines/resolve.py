@@ -1,13 +1,13 @@
 """Which streams of a cache a preset means: those whose settings are the ones that its section ``extract`` states."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from featcache.cache import Cache
 from featcache.errors import CacheError
 from featcache.stream import StreamSpec
+from featcache.tuned import SHA256
 from pipelines.config import TrainConfig
 
 
@@ -34,8 +34,8 @@ def resolve_streams(cache: Cache, preset: Mapping[str, Any], prefer: Sequence[st
     return {kind: _resolve(cache, kind, stated, prefer) for kind in wanted}
 
 
-def settle(config: TrainConfig, preset: Mapping[str, Any], cache: Path) -> TrainConfig:
-    """Return a configuration whose streams are the preset's where the cache has several of a kind.
+def meant(config: TrainConfig, preset: Mapping[str, Any], cache: Path) -> dict[str, str]:
+    """Return the full names of streams that a preset means, of kinds that the cache has several of.
 
     Args:
         config: what is trained.
@@ -47,12 +47,11 @@ def settle(config: TrainConfig, preset: Mapping[str, Any], cache: Path) -> Train
     """
     stated = (preset.get("extract") or {}).get("streams") or {}
     if not cache.is_dir():
-        return config
+        return {}
     opened = Cache(cache)
     kinds = [name.rpartition("-")[0] for name in opened]
     several = [name for name in config.streams if name in stated and kinds.count(name) > 1]
-    found = {name: _resolve(opened, name, stated, ()) for name in several}
-    return replace(config, streams=tuple(found.get(name, name) for name in config.streams))
+    return {name: _resolve(opened, name, stated, ()) for name in several}
 
 
 def _resolve(cache: Cache, kind: str, stated: Mapping[str, Any], prefer: Sequence[str]) -> str:
@@ -82,6 +81,8 @@ def _resolve(cache: Cache, kind: str, stated: Mapping[str, Any], prefer: Sequenc
 
 
 def _fits(spec: StreamSpec, settings: Mapping[str, Any]) -> bool:
+    if "checkpoint" not in settings and SHA256 in (spec.checkpoint or {}):
+        return False  # of an encoder that was fine-tuned here, which a preset names by its run
     return all(_is_set(spec, key, value) for key, value in settings.items())
 
 

@@ -74,7 +74,7 @@ def run(
     overwrite: bool = False,
     on_progress: OnProgress = lambda *_: None,
     on_message: Callable[[str], None] = lambda _: None,
-    runs: Mapping[str, str] = {},
+    meant: Mapping[str, str] = {},
 ) -> Trained:
     """Train as configured.
 
@@ -86,7 +86,7 @@ def run(
         overwrite: replace another run that lies there.
         on_progress: called with what is done and what there is to do.
         on_message: called with a sentence for each thing worth knowing.
-        runs: as :class:`Preparer` has them.
+        meant: as :class:`Preparer` has it.
 
     Raises:
         ConfigError: settings that do not fit, or `out` holds another run.
@@ -94,7 +94,7 @@ def run(
         ProtocolError: folds that would leak, or labels that are missing.
     """
     out = Path(out)
-    prepared = Preparer(manifest, cache, runs).prepare(config)
+    prepared = Preparer(manifest, cache, meant).prepare(config)
     for message in prepared.messages:
         on_message(message)
     existing = existing_run(out, prepared.digest, overwrite)

@@ -16,7 +16,7 @@ from pipelines.config import extract_config, read_preset
 from pipelines.paper import Paper, read_paper
 from pipelines.reporting.reproduction import RANDOM
 from pipelines.reproduce_plan import Options, Plan, extractions, make_plan
-from pipelines.reproduce_show import describe
+from pipelines.reproduce_show import describe, describe_extraction
 
 FIT = {"steps": 2, "eval_every": 1, "batch_size": 4, "learning_rate": 0.01}
 LAPTOP = Options(laptop=True, jobs=1, device="cpu")
@@ -250,6 +250,26 @@ def test_codes_of_random_weights_are_not_drawn(
     reproduce.extract(paper, corpus, tmp_path / "cache", LAPTOP)
     reproduce.run(make_plan(paper, corpus, tmp_path / "cache", tmp_path / "out", LAPTOP), LAPTOP)
     assert exported == ["mels", "drawn: ['Other']"]
+
+
+def test_a_typo_in_settings_extracts_nothing_and_names_the_row(tmp_path: Path, corpus: Manifest) -> None:
+    paper = write_paper(tmp_path / "paper")
+    options = Options(laptop=True, settings=("fit.stps=1",), device="cpu")
+    with pytest.raises(ConfigError, match="reads of stages2022: fit has no setting stps"):
+        reproduce.extract(paper, corpus, tmp_path / "cache", options)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_says_what_would_be_extracted(tmp_path: Path) -> None:
+    text = describe_extraction(write_paper(tmp_path / "paper"), LAPTOP)
+    assert text.splitlines()[1:] == ["  log_mel", "  ge2e_mels", "  hidden_states (checkpoint=demo:wav2vec2)"]
+
+
+def test_rows_say_which_form_they_have(done: tuple[Plan, reproduce.Reproduced, list[str]]) -> None:
+    _, reproduced, _ = done
+    remarks = {line.label: line.remark for line in reproduced.document.tables[0].lines}
+    assert "laptop form" in remarks["Reads"]
+    assert "demo form" not in " ".join(remarks.values())
 
 
 def test_what_a_plan_needs_is_said_in_a_dry_run(done: tuple[Plan, reproduce.Reproduced, list[str]]) -> None:

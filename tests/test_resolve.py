@@ -10,7 +10,7 @@ from featcache.commit import StreamWriter
 from featcache.errors import CacheError
 from featcache.stream import StreamSpec
 from pipelines.config import TrainConfig
-from pipelines.resolve import resolve_streams, settle
+from pipelines.resolve import meant, resolve_streams
 
 
 def hold(cache: Path, kind: str, settings: dict[str, Any], checkpoint: str | None = None) -> str:
@@ -101,11 +101,11 @@ def test_a_presets_stream_is_taken_where_a_cache_has_several_of_its_kind(tmp_pat
     slow = hold(tmp_path, "log_mel", {"definition": "mel80_20ms"})
     chosen = preset("log_mel", definition="mel80_20ms")
     config = TrainConfig(streams=("log_mel",))
-    assert settle(config, chosen, tmp_path) == config  # the only one: its name stays as it was said
+    assert meant(config, chosen, tmp_path) == {}  # the only one
     fast = hold(tmp_path, "log_mel", {"definition": "mel128_10ms"})
-    assert settle(config, chosen, tmp_path).streams == (slow,)
-    assert settle(TrainConfig(streams=(fast,)), chosen, tmp_path).streams == (fast,)
-    assert settle(TrainConfig(streams=("log_mel",)), {}, tmp_path).streams == ("log_mel",)
+    assert meant(config, chosen, tmp_path) == {"log_mel": slow}
+    assert meant(TrainConfig(streams=(fast,)), chosen, tmp_path) == {}
+    assert meant(config, {}, tmp_path) == {}
     with pytest.raises(CacheError, match="has no log_mel with definition=mfcc"):
-        settle(config, preset("log_mel", definition="mfcc"), tmp_path)
-    assert settle(config, chosen, tmp_path / "none") == config
+        meant(config, preset("log_mel", definition="mfcc"), tmp_path)
+    assert meant(config, chosen, tmp_path / "none") == {}

@@ -40,17 +40,17 @@ class _Form:
     """How a row was run that was not run in the paper's form.
 
     Attributes:
-        demo: a small form, of it or of what it is made of.
+        name: of the small form, of it or of what it is made of: ``demo`` or ``laptop``; empty where it is none.
         instead: checkpoints, or streams, in place of the paper's.
     """
 
-    demo: bool
+    name: str
     instead: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
         """What to know of it, beside its number."""
-        name = "demo form" if self.demo else "not the paper's form"
+        name = f"{self.name} form" if self.name else "not the paper's form"
         return name + (f": {', '.join(self.instead)}" if self.instead else " (see What was run)")
 
 
@@ -200,9 +200,13 @@ def _forms(plan: Plan, runs: Mapping[str, Run]) -> dict[str, _Form]:
     for key, training in plan.trainings.items():
         if key in runs and _differences(plan, training, runs[key], cache):
             demo = training.preset != plan.paper.runs[key].preset
-            forms[key] = _Form(demo, tuple(_instead(training, runs[key], cache)))
+            forms[key] = _Form(plan.form if demo else "", tuple(_instead(training, runs[key], cache)))
     for key, probe in plan.probes.items():
-        own = _Form(probe.preset != probe.of.preset) if differences(probe.config, probe.published) else None
+        own = (
+            _Form(plan.form if probe.preset != probe.of.preset else "")
+            if differences(probe.config, probe.published)
+            else None
+        )
         forms |= _joined(key, [own, forms.get(probe.of.run)])
     for key, fusion in plan.fusions.items():
         forms |= _joined(key, [forms.get(run) for run in fusion.runs])
@@ -213,7 +217,7 @@ def _joined(key: str, forms: Sequence[_Form | None]) -> dict[str, _Form]:
     """Return the form of what is made of others; none where all of them are in the paper's."""
     found = [form for form in forms if form is not None]
     instead = dict.fromkeys(name for form in found for name in form.instead)
-    return {key: _Form(any(form.demo for form in found), tuple(instead))} if found else {}
+    return {key: _Form(next((form.name for form in found if form.name), ""), tuple(instead))} if found else {}
 
 
 def _instead(training: Training, run: Run, cache: Cache) -> list[str]:
@@ -329,7 +333,9 @@ def _corpus(manifest: Manifest) -> str:
 def _folds(folds: FoldSet, config: TrainConfig, run: Run | None) -> str:
     family = folds.kind.partition(":")[0]
     meaning = next((words for name, words in KINDS.items() if name.partition(":")[0] == family), "")
-    cut = f"validation: {config.validation:g} of train, by {config.validation_by}" if config.validation else ""
+    own = family in ("stratified", "within")  # they divide off validation themselves
+    cut = f"validation: {config.validation:g} of train, by {config.validation_by}"
+    cut = cut if config.validation and not own else ""
     kind = plain_kind(folds.kind) + (f" ({meaning})" if meaning else "")
     # What had learnt before is known to the run alone.
     stated = True if run is None else (run.config or {}).get("speaker_independent", True)
