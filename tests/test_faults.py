@@ -131,7 +131,7 @@ def test_of_several_extractors_at_once_some_may_be_killed_and_the_others_do_thei
     backend, whole, truth = undisturbed
     cost = Cost(f"one of {number} extractors at once killed", backend)
     instants = random.Random(number)
-    total = rounds = 0
+    total = rounds = left = 0
     while cost.injected < 4:
         cache = tmp_path / f"cache-{rounds}"
         rounds += 1
@@ -146,11 +146,15 @@ def test_of_several_extractors_at_once_some_may_be_killed_and_the_others_do_thei
         assert [child.returncode for child in others] == [0] * (number - 1)
         assert len(check(cache, truth, set(), cost)) == len(manifest)
         total += sum(map(computed, told))
+        if (cache / ".tmp").exists():  # the others had ended, or looked, before it was dead: the next one removes it
+            left += 1
+            assert finish(start(manifest, cache, backend))[0] == 0
         assert not (cache / ".tmp").exists()
         assert tree(cache) == tree(whole)
     cost.recomputed = total - rounds * len(manifest)
     record_property(*cost.told())
     assert cost.lost == 0
+    assert left < rounds
     # What the killed ones computed, waited to write, or were writing.
     assert 0 <= cost.recomputed <= 3 * LARGEST_PART * cost.injected
 
