@@ -28,8 +28,8 @@ from featcache.streams.ge2e_mels import Ge2eMels
 from featcache.streams.ge2e_states import Ge2eStates
 from featcache.streams.hidden_states import HiddenStates
 from featcache.streams.waveform import Waveform
-from heads.head import Task
 from heads.models.finetune import Finetune
+from heads.task import Task
 
 CLASSES, RATE_HZ, LEARNING_RATE = 4, 16000, 1e-5
 

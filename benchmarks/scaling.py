@@ -31,11 +31,13 @@ from featcache.stream import Features, StreamSpec
 from featcache.streams.log_mel import LogMel
 from featcache.verify import verify
 from featcache.view import View
+from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import FitSettings, Head, Task
+from heads.head import Head
 from heads.models.layer_mix import LayerMix
 from heads.models.linear_probe import LinearProbe
 from heads.models.mean_pool import MeanPool
+from heads.task import Task
 from pipelines.show import info
 
 FACTORS = (1, 10, 100)

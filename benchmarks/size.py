@@ -29,12 +29,14 @@ from featcache.extract import Options, extract
 from featcache.sizes import stream_bytes
 from featcache.stream import Features, StreamSpec
 from featcache.streams.ge2e_states import Ge2eStates
+from heads.fit_settings import FitSettings
 from heads.folds import make_folds
-from heads.head import FitSettings, Head, Outcome
+from heads.head import Head
 from heads.metrics import ua
 from heads.models.layer_mix import LayerMix
 from heads.models.mean_pool import MeanPool
 from heads.models.svm import Svm
+from heads.task import Outcome
 from pipelines.train_heads import make_task
 
 LAYERS, DIM, RATE_HZ, DURATION_S = 25, 1024, 50, 4.5

@@ -5,9 +5,13 @@ learning rates, 30,000 steps of 32) is timed over fewer steps and an evaluation,
 a probe on each layer x 5 folds x 5 seeds, with the default settings, is trained whole, seed by seed. The plain loop is
 PyTorch as one writes it: modules of ``nn.Linear``, ``torch.optim.AdamW``, ``clip_grad_norm_``, stats in memory, all
 cores. Its weights are compared with ours over the same steps.
+
+``python -m benchmarks.sweeps FOLDER`` writes the cache and a manifest, for the whole of it by the command that a user
+gives: ``featcache train-heads FOLDER/manifest.jsonl --cache FOLDER --preset superb``.
 """
 
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +25,16 @@ from torch import nn
 
 import featcache
 from featcache.commit import StreamWriter, store
+from featcache.manifest import Manifest, Utterance
 from featcache.stream import Features, StreamSpec
 from heads.fit import fit
+from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import FitSettings, GradientHead, Outcome, Task
+from heads.head import GradientHead
 from heads.models.layer_mix import LayerMix
 from heads.models.linear_probe import LinearProbe
 from heads.order import Order
+from heads.task import Outcome, Task
 
 RATES = tuple(10.0**-power for power in range(1, 8))
 FOLDS, SEEDS, ROUNDS = 5, 5, 3
@@ -82,7 +89,7 @@ def make_task(folder: Path, size: Size) -> Task:
             for name, label in zip(ids[start : start + 500], labels[start : start + 500], strict=True):
                 frames = generator.standard_normal((size.layers, 2, size.dim), np.float32)
                 frames[size.layers // 2, :, label] += 0.5
-                stored.append(store(name, "0", 0, Features(frames), spec, "stats"))
+                stored.append(store(name, name, 0, Features(frames), spec, "stats"))
             writer.commit(stored, {})
     folds = []
     for number in range(FOLDS):
@@ -90,6 +97,17 @@ def make_task(folder: Path, size: Size) -> Task:
         cut = 4 * len(others) // 5
         folds.append(Fold(f"{number}", tuple(others[:cut]), tuple(others[cut:]), tuple(ids[number::FOLDS])))
     return Task({"hidden_states": featcache.open(folder)["hidden_states"]}, ids, labels, tuple("abcd"), tuple(folds))
+
+
+def write_corpus(folder: Path, size: Size) -> None:
+    """Write the cache of :func:`make_task` and a manifest whose sessions are its folds."""
+    task = make_task(folder, size)
+    session = {name: fold.name for fold in task.folds for name in fold.test}
+    utterances = [
+        Utterance(name, f"{name}.wav", label=task.classes[int(label)], speaker=session[name], session=session[name])
+        for name, label in zip(task.ids, task.labels, strict=True)
+    ]
+    Manifest(utterances, folder).write(folder / "manifest.jsonl")
 
 
 def _superb(task: Task, size: Size) -> Iterator[dict[str, object]]:
@@ -243,3 +261,7 @@ def _row(what: str, how: str, seconds: Sequence[float], plain: Sequence[float], 
         "times the plain loop": round(median(plain) / median(seconds), 1),
         "largest difference": difference,
     }
+
+
+if __name__ == "__main__":
+    write_corpus(Path(sys.argv[1]), Size())

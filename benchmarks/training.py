@@ -34,10 +34,11 @@ from benchmarks.plain_speech import PlainModel, load_batch, plain_step, save_fil
 from benchmarks.timing import compare
 from featcache.commit import StreamWriter, store
 from featcache.stream import Features, StreamSpec
+from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import FitSettings, Task
 from heads.members import Alone
 from heads.models.encoder_decoder import EncoderDecoder
+from heads.task import Task
 
 UTTERANCES, FRAMES, CLASSES, MELS, SPEAKER, PHONES = 24, 225, 4, 80, 256, 128
 

@@ -27,8 +27,9 @@ from featcache.errors import ConfigError, ScoresError
 from featcache.files import canonical_json
 from featcache.sources import sources_digest
 from featcache.stream import Features, StreamSpec
-from heads.head import GradientHead, Task
+from heads.head import GradientHead
 from heads.inputs import Inputs
+from heads.task import Task
 
 KIND = "codes"
 _GROUP = 512

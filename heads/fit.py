@@ -18,12 +18,14 @@ import torch
 from featcache.errors import ConfigError, ProtocolError
 from featcache.files import canonical_json
 from heads import threads
+from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import Candidate, FitSettings, GradientHead, Head, OnProgress, Outcome, Task
+from heads.head import GradientHead, Head, OnProgress
 from heads.inputs import Inputs
 from heads.job import Job, Member, Result
 from heads.layers import exact
 from heads.order import num_steps
+from heads.task import Candidate, Outcome, Task
 
 _JOB_BYTES = 20 * 2**20
 _Variant = tuple[int | None, float, float]

@@ -5,11 +5,10 @@ and the one loop of :mod:`heads.fit` trains it. Others, such as a support vector
 Nothing is ever chosen on test data: settings with several values are chosen on validation, fold by fold.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,161 +16,13 @@ from torch import nn
 
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, ScoresError, UnknownNameError
-from featcache.stream import EXACT_DTYPES
-from featcache.view import Place, View
-from heads.folds import Fold
+from heads.fit_settings import FitSettings
 from heads.inputs import Inputs
 from heads.layers import exact
-from heads.unfinished import Unfinished
+from heads.task import Outcome, Task, Trained
 
 OnProgress = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How gradient heads train. Settings with several values are candidates, chosen on validation fold by fold.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: utterances in a batch.
-        learning_rate: of Adam; one or several.
-        weight_decay: decoupled (AdamW); one or several.
-        gradient_clip: largest norm of a model's gradient; None is no bound.
-        eval_every: steps between evaluations on validation; the best one's weights are kept.
-        unit: what `steps`, `eval_every`, `halve_from` and `halve_every` count: optimiser steps, or ``"epoch"``: passes
-            over the fold's training part, of the number of steps nearest to ``utterances / (batch_size * accumulate)``.
-        accumulate: batches whose gradients are averaged for one optimiser step.
-        average: weights of so many evaluations, the best on validation, are averaged and taken in place of the best
-            one's alone (Morais et al. 2022, section 3.2).
-        optimiser: ``"adamw"``, or ``"sgd"`` with `momentum`, whose weight decay is not decoupled.
-        momentum: of ``"sgd"``.
-        halve_from: the learning rate is halved when so many units are done, and then every `halve_every` units; None
-            never halves it.
-        halve_every: see `halve_from`.
-        pretrained_rate: learning rate of what a head did not begin at random, see :meth:`GradientHead.pretrained`; None
-            is `learning_rate`. It is halved alike.
-        bucketed: batches are of utterances of like length, in random order; see :meth:`heads.inputs.Inputs.sizes`.
-        patience: a model that was not better than ever before at so many evaluations in a row is done, even if it
-            trains on beside others; None never stops early.
-        select_by: metric on validation that chooses weights and candidates: ``"ua"`` or ``"wa"``.
-        balanced: weigh classes by the inverse of their frequency in train.
-        precision: what modules compute in; ``"bfloat16"`` is mixed precision: weights, losses and the optimiser stay
-            float32. It pays where processor or GPU have it in hardware.
-        seed: of initial weights, dropout and the order of batches; `pipelines.train_heads` also draws random folds
-            and the validation cut from it.
-    """
-
-    steps: int = 2000
-    batch_size: int = 32
-    learning_rate: tuple[float, ...] = (1e-3,)
-    weight_decay: tuple[float, ...] = (0.0,)
-    gradient_clip: float | None = 1.0
-    eval_every: int = 50
-    unit: Literal["step", "epoch"] = "step"
-    accumulate: int = 1
-    average: int = 1
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    momentum: float = 0.9
-    halve_from: int | None = None
-    halve_every: int = 1
-    pretrained_rate: float | None = None
-    bucketed: bool = False
-    patience: int | None = None
-    select_by: Literal["ua", "wa"] = "ua"
-    balanced: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "accumulate", "average", "halve_every", "halve_from"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}.")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must be 0 to below 1, got {self.momentum}.")
-        if self.pretrained_rate is not None and not (math.isfinite(self.pretrained_rate) and self.pretrained_rate > 0):
-            raise ConfigError(f"pretrained_rate must be positive and finite, or None, got {self.pretrained_rate}.")
-        if not self.learning_rate or not all(math.isfinite(rate) and rate > 0 for rate in self.learning_rate):
-            raise ConfigError(f"learning_rate needs one or more positive, finite numbers, got {self.learning_rate}.")
-        if not self.weight_decay or not all(math.isfinite(decay) and decay >= 0 for decay in self.weight_decay):
-            raise ConfigError(f"weight_decay needs one or more finite numbers, 0 or more, got {self.weight_decay}.")
-        if self.gradient_clip is not None and not (math.isfinite(self.gradient_clip) and self.gradient_clip > 0):
-            raise ConfigError(f"gradient_clip must be positive and finite, or None, got {self.gradient_clip}.")
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be learnt: labelled utterances, their features, and the folds.
-
-    Attributes:
-        streams: cached streams by the name the user gave them.
-        ids: utterances.
-        labels: ``(utterances,)`` int64, positions in `classes`.
-        classes: class names, in order.
-        folds: the folds.
-        device: where training runs.
-        speakers: speaker of each utterance; empty where nobody asked.
-        places: where what is classified are frames and not utterances: the utterance and the frame (of the stream read)
-            that each of `ids` stands for; empty otherwise.
-        unfinished: where training that is not finished is kept; None keeps nothing.
-        place: where frames are held; see :class:`featcache.view.View`.
-        context: what :meth:`Head.context` gave when the head was trained; empty in training.
-        targets: ``(utterances, classes)`` float, what the loss aims at in place of `labels`, such as shares of votes;
-            rows sum to 1. Metrics and choices are by `labels` all the same.
-        start: fold to weights by name that training begins with, in place of random ones: all of a module but those of
-            :meth:`GradientHead.of_classes`. A fold that it lacks begins at random.
-    """
-
-    streams: Mapping[str, CachedStream]
-    ids: Sequence[str]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    folds: Sequence[Fold]
-    device: str = "cpu"
-    speakers: Sequence[str | None] = ()
-    places: Sequence[tuple[str, int]] = ()
-    unfinished: Unfinished | None = None
-    place: Place = "auto"
-    context: Mapping[str, np.ndarray] = field(default_factory=dict)
-    targets: np.ndarray | None = None
-    start: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
-    _positions: dict[str, int] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_positions", {name: index for index, name in enumerate(self.ids)})
-
-    def positions(self, ids: Sequence[str]) -> np.ndarray:
-        """Return where utterances stand in :attr:`ids`, ``(utterances,)`` int64."""
-        return np.array([self._positions[name] for name in ids], np.int64)
-
-    def view(self, stream: CachedStream, ids: Sequence[str] | None = None, layers: Sequence[int] | None = None) -> View:
-        """Return a stream's frames as tensors, of all of :attr:`ids` unless others are named."""
-        return View(stream, self.ids if ids is None else ids, layers, self.device, self.place)
-
-    def stream(self, head: str) -> CachedStream:
-        """Return the stream of a head that reads exactly one.
-
-        Raises:
-            ConfigError: there are none, or several.
-        """
-        if len(self.streams) != 1:
-            raise ConfigError(f"The head {head!r} reads one stream, got {', '.join(self.streams) or 'none'}.")
-        return features_of(head, next(iter(self.streams.values())))
-
-
-def features_of(head: str, stream: CachedStream) -> CachedStream:
-    """Return a stream whose frames a head may read as features.
-
-    Raises:
-        ConfigError: its frames are ids or times.
-    """
-    if stream.spec.dtype in EXACT_DTYPES:
-        raise ConfigError(
-            f"The head {head!r} cannot learn from {stream.name}: its frames are no features but "
-            f"{'times' if stream.spec.axis == 'intervals' else 'ids'}. Name another stream."
-        )
-    return stream
 
 
 @dataclass(frozen=True)
@@ -187,51 +38,6 @@ class CodeShape:
     blocks: int
     dim: int
     shift_s: float
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One setting that was tried in one fold.
-
-    Attributes:
-        settings: what was varied.
-        validation: metric on validation that it could be chosen by; NaN where nothing was chosen.
-        test: the same metric on test, for readers of the report; nothing is chosen by it.
-    """
-
-    settings: Mapping[str, Any]
-    validation: float
-    test: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one fold gave.
-
-    Attributes:
-        fold: its name.
-        test: class probabilities of the fold's test part, ``(utterances, classes)``.
-        validation: the same of its validation part.
-        chosen: settings chosen on validation.
-        candidates: everything that was tried.
-        curve: for each evaluation: ``step``, ``loss`` on train since the last one, and the metric on validation.
-        weights: learned arrays by name; empty where a head has none that can be stored.
-        layer_weights: what each layer contributes, ``(layers,)``, sums to 1 over each stream; None where nothing mixes
-            layers.
-        layer_names: names of the layers that it read.
-        num_parameters: parameters of the module, trained or not; None where there is no module.
-    """
-
-    fold: str
-    test: np.ndarray
-    validation: np.ndarray
-    chosen: Mapping[str, Any]
-    candidates: Sequence[Candidate]
-    curve: Sequence[Mapping[str, float]] = ()
-    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
-    layer_weights: np.ndarray | None = None
-    layer_names: Sequence[str] = ()
-    num_parameters: int | None = None
 
 
 class Head(ABC):
@@ -285,21 +91,6 @@ class Head(ABC):
             ScoresError: what was left is not of this head with these settings and streams.
         """
         raise ConfigError(f"The head {self.kind()!r} keeps nothing that other utterances could be scored with.")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the training of one fold left, for scoring.
-
-    Attributes:
-        weights: learned arrays by name.
-        chosen: settings chosen on validation.
-        precision: what modules compute in; see :class:`FitSettings`.
-    """
-
-    weights: Mapping[str, np.ndarray]
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 InputsT = TypeVar("InputsT", bound=Inputs)

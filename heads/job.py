@@ -14,13 +14,15 @@ from torch import nn
 
 from featcache.errors import ConfigError
 from featcache.files import canonical_json
+from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import FitSettings, GradientHead, Task
+from heads.head import GradientHead
 from heads.inputs import Inputs
 from heads.layers import LayerMix
 from heads.members import Alone, Members, State, average
 from heads.metrics import ua, wa
 from heads.order import Order, generator, num_steps, rate_factor, unit_steps
+from heads.task import Task
 
 _STATE_FORMAT = 5
 
@@ -38,7 +40,7 @@ class Member:
         best: best metric on validation so far.
         best_step: the step it was reached at.
         kept: metric and step of each evaluation whose weights are kept: the `FitSettings.average` best so far.
-        curve: see :class:`heads.head.Outcome`.
+        curve: see :class:`heads.task.Outcome`.
     """
 
     fold: Fold
@@ -80,7 +82,7 @@ class Result:
         validation_metric: metric on validation.
         test_metric: the same on test.
         state: weights by name.
-        layer_weights: see :class:`heads.head.Outcome`.
+        layer_weights: see :class:`heads.task.Outcome`.
         num_parameters: parameters of its module.
     """
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state
 
 from featcache.errors import ConfigError
-from heads.head import FitSettings
+from heads.fit_settings import FitSettings
 
 State = dict[str, torch.Tensor]
 

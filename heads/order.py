@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from heads.head import FitSettings
+from heads.fit_settings import FitSettings
 
 _POOL = 50
 """Batches that are sorted by length together: enough for tight ones, few enough for other neighbours in each pass."""

@@ -16,9 +16,10 @@ from torch import nn
 
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, UnknownNameError
-from heads.head import GradientHead, Task, features_of, layer_subset
+from heads.head import GradientHead, layer_subset
 from heads.layers import LayerMix, Standardise
 from heads.streams import StreamInputs, StreamShape, check_rates, join, shift_of
+from heads.task import Task, features_of
 
 
 @dataclass(frozen=True)

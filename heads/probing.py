@@ -20,8 +20,8 @@ from featcache.errors import ProtocolError, StreamError
 from featcache.files import canonical_json
 from featcache.manifest import Utterance
 from heads.folds import ranking
-from heads.head import Outcome, Task
 from heads.protocol import Fold, shown
+from heads.task import Outcome, Task
 from heads.unfinished import Unfinished
 
 FRAMES_OF_AN_UTTERANCE = 16

@@ -23,8 +23,9 @@ from featcache.extract import resolve_device
 from featcache.files import canonical_json, write_json
 from featcache.manifest import Manifest
 from featcache.memory import available_bytes
-from heads.head import GradientHead, Task
+from heads.head import GradientHead
 from heads.order import num_steps
+from heads.task import Task
 from pipelines.ablate_spec import Ablation
 from pipelines.run_folders import UNFINISHED, existing_run
 from pipelines.train_heads import Prepared, Preparer

@@ -37,9 +37,10 @@ from featcache import registry
 from featcache.errors import ConfigError, UnknownNameError
 from featcache.files import listed, quoted
 from featcache.settings import build
+from heads.fit_settings import FitSettings
 from heads.fusion import Space
 from heads.fusion_data import SearchOn, SelectBy
-from heads.head import FitSettings, Head
+from heads.head import Head
 from pipelines.ablate_names import folder_name, short_names, suggestion, value_text
 from pipelines.config import TrainConfig, merge, parse_overrides, preset_runs, read_preset, train_config
 from pipelines.train_heads import load_head

@@ -26,12 +26,20 @@ from pipelines import (
 )  # fmt: skip
 from pipelines.options import (
     PARTLY,
+    AllowOpt,
     CacheArg,
     CacheOpt,
     DeviceOpt,
     DevicesOpt,
+    DropUnlabelledOpt,
+    FoldsOpt,
+    LabelOpt,
     ManifestArg,
+    MissingOpt,
+    OverwriteOpt,
     PresetOpt,
+    ValidationByOpt,
+    ValidationOpt,
     WorkersOpt,
     interruptible,
 )
@@ -84,7 +92,7 @@ def check(
             "within:KIND or a file.",
         ),
     ] = None,
-    allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
+    allow: AllowOpt = None,
     drop_unlabelled: Annotated[
         bool, typer.Option("--drop-unlabelled", help="Leave utterances without a label out of the folds.")
     ] = False,
@@ -209,30 +217,13 @@ def train_heads(
     head: Annotated[str | None, typer.Option("--head", help="Head (featcache list).", show_default="layer_mix")] = None,
     stream: Annotated[list[str] | None, typer.Option("--stream", help="Stream it reads, kind or full name.")] = None,
     preset: PresetOpt = None,
-    folds: Annotated[
-        str | None,
-        typer.Option(
-            "--folds",
-            help="session, speaker, split, column:NAME, random:K, stratified:70/20/10, within:KIND or a file.",
-            show_default="session",
-        ),
-    ] = None,
-    validation: Annotated[
-        float | None,
-        typer.Option("--validation", help="Share of train that becomes validation, 0 to 1.", show_default="0.2"),
-    ] = None,
-    validation_by: Annotated[
-        str | None, typer.Option("--validation-by", help="utterance or speaker.", show_default="utterance")
-    ] = None,
-    allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
-    missing: Annotated[
-        str | None,
-        typer.Option("--missing", help="error, or drop utterances that a stream lacks.", show_default="error"),
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column to learn.", show_default="label")] = None,
-    drop_unlabelled: Annotated[
-        bool | None, typer.Option("--drop-unlabelled", help="Leave utterances without a label out.")
-    ] = None,
+    folds: FoldsOpt = None,
+    validation: ValidationOpt = None,
+    validation_by: ValidationByOpt = None,
+    allow: AllowOpt = None,
+    missing: MissingOpt = None,
+    label: LabelOpt = None,
+    drop_unlabelled: DropUnlabelledOpt = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -247,7 +238,7 @@ def train_heads(
         bool, typer.Option("--tensorboard", help="Write TensorBoard event files into the run folder too.")
     ] = False,
     device: DeviceOpt = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+    overwrite: OverwriteOpt = False,
 ) -> None:
     """Train a head on every fold from the cache, and write scores, metrics and weights.
 
@@ -312,7 +303,7 @@ def fuse(
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Standardise each run's scores by its validation scores first.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+    overwrite: OverwriteOpt = False,
 ) -> None:
     """Fuse the scores of several runs over the same utterances."""
     from pipelines import fuse as pipeline

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.options import PARTLY, CacheOpt, DeviceOpt, ManifestArg, interruptible
+from pipelines.options import PARTLY, AllowOpt, CacheOpt, DeviceOpt, ManifestArg, interruptible
 
 app = typer.Typer()
 
@@ -23,7 +23,7 @@ def ablate(
         list[str] | None,
         typer.Option("--set", help="Change the base, KEY=VALUE, such as fit.steps=500; repeat for several."),
     ] = None,
-    allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
+    allow: AllowOpt = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Processes at a time.", show_default="one a core, one on a GPU")
     ] = None,

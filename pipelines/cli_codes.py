@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.options import CacheOpt, DeviceOpt, ManifestArg, PresetOpt, interruptible
+from pipelines.options import CacheOpt, DeviceOpt, ManifestArg, OverwriteOpt, PresetOpt, interruptible
 
 app = typer.Typer()
 
@@ -48,7 +48,7 @@ def probe(
         list[str] | None, typer.Option("--set", help="KEY=VALUE: fit.steps=500, settings.hidden=[256,128].")
     ] = None,
     device: DeviceOpt = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+    overwrite: OverwriteOpt = False,
 ) -> None:
     """Train a probe on the codes of a head: can the speaker, emotion, sex or phone be told from them?
 

@@ -6,7 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.options import PARTLY, CacheOpt, DeviceOpt, ManifestArg, PresetOpt, interruptible
+from pipelines.options import (
+    PARTLY,
+    AllowOpt,
+    CacheOpt,
+    DeviceOpt,
+    DropUnlabelledOpt,
+    FoldsOpt,
+    LabelOpt,
+    ManifestArg,
+    MissingOpt,
+    OverwriteOpt,
+    PresetOpt,
+    ValidationByOpt,
+    ValidationOpt,
+    interruptible,
+)
 
 app = typer.Typer()
 
@@ -23,26 +38,13 @@ def finetune(
     ] = None,
     preset: PresetOpt = None,
     head: Annotated[str | None, typer.Option("--head", help="Head that holds it.", show_default="finetune")] = None,
-    folds: Annotated[
-        str | None,
-        typer.Option("--folds", help="As train-heads has them; heads are trained on the same.", show_default="session"),
-    ] = None,
-    validation: Annotated[
-        float | None,
-        typer.Option("--validation", help="Share of train that becomes validation, 0 to 1.", show_default="0.2"),
-    ] = None,
-    validation_by: Annotated[
-        str | None, typer.Option("--validation-by", help="utterance or speaker.", show_default="utterance")
-    ] = None,
-    allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
-    missing: Annotated[
-        str | None,
-        typer.Option("--missing", help="error, or drop utterances that a stream lacks.", show_default="error"),
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column to learn.", show_default="label")] = None,
-    drop_unlabelled: Annotated[
-        bool | None, typer.Option("--drop-unlabelled", help="Leave utterances without a label out.")
-    ] = None,
+    folds: FoldsOpt = None,
+    validation: ValidationOpt = None,
+    validation_by: ValidationByOpt = None,
+    allow: AllowOpt = None,
+    missing: MissingOpt = None,
+    label: LabelOpt = None,
+    drop_unlabelled: DropUnlabelledOpt = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,7 +57,7 @@ def finetune(
         typer.Option("--extract", help="Extract this stream of every fold's encoder right away; repeatable."),
     ] = None,
     device: DeviceOpt = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+    overwrite: OverwriteOpt = False,
 ) -> None:
     """Fine-tune a speech or text encoder on every fold, and save it as a checkpoint a fold, in OUT/encoders/FOLD.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.options import PARTLY, CacheOpt, DeviceOpt, ManifestArg, interruptible
+from pipelines.options import PARTLY, AllowOpt, CacheOpt, DeviceOpt, ManifestArg, interruptible
 
 app = typer.Typer()
 
@@ -43,7 +43,7 @@ def reproduce(
             show_default="the paper's",
         ),
     ] = None,
-    allow: Annotated[list[str] | None, typer.Option("--allow", help="Let a kind of leak pass, by name.")] = None,
+    allow: AllowOpt = None,
     stream: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,12 +91,13 @@ def _run(
     from featcache.manifest import Manifest
     from featcache.settings import build
     from pipelines import reproduce as pipeline
-    from pipelines import reproduce_plan as planning
     from pipelines import reproduce_show
     from pipelines.paper import read_paper
     from pipelines.reporting import tables
+    from pipelines.reproduce_plan import make_plan
+    from pipelines.reproduce_rows import Options
 
-    options = build(planning.Options, values, "reproduce")
+    options = build(Options, values, "reproduce")
     utterances, read = Manifest.read(manifest), read_paper(paper)
     if extract and dry_run:
         typer.echo(f"{reproduce_show.describe_extraction(read, options)}\n")
@@ -105,7 +106,7 @@ def _run(
             return 0
     elif extract:
         pipeline.extract(read, utterances, cache, options, partial(tqdm.write, file=sys.stderr))
-    plan = planning.make_plan(read, utterances, cache, out, options)
+    plan = make_plan(read, utterances, cache, out, options)
     if dry_run:
         typer.echo(reproduce_show.describe(plan))
         return PARTLY if plan.missing and not (options.skip_missing or extract) else 0

@@ -12,9 +12,10 @@ from featcache.extract import resolve_device
 from featcache.manifest import Manifest
 from heads.codes import export_codes
 from heads.fold_files import read_folds
-from heads.head import GradientHead, OnProgress, Task
+from heads.head import GradientHead, OnProgress
 from heads.protocol import Fold
 from heads.runs import read_run
+from heads.task import Task
 from pipelines.config import recorded_config
 from pipelines.restore import read_weights
 from pipelines.train_heads import load_head

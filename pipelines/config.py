@@ -21,7 +21,7 @@ from featcache.extract import Options
 from featcache.files import canonical_json
 from featcache.settings import build
 from featcache.view import Place
-from heads.head import FitSettings
+from heads.fit_settings import FitSettings
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from featcache.settings import build
 from featcache.stream import Stream
 from featcache.tuned import FLAG, PROVENANCE, Tuned, folder_name, read_tuned, write_tuned
 from heads.encoder import written_aside
-from heads.head import OnProgress, Task
+from heads.head import OnProgress
 from heads.learnt import audio_of
+from heads.task import Task
 from pipelines import train_heads
 from pipelines.config import ExtractConfig, TrainConfig, train_config
 from pipelines.provenance import all_streams, records_of_run

@@ -24,12 +24,14 @@ from featcache.manifest import Manifest, Utterance
 from heads.codes import KIND as CODES
 from heads.duplicates import audio_digests
 from heads.fit import side_by_side
+from heads.fit_settings import FitSettings
 from heads.fold_copies import completed, originals
 from heads.fold_kinds import speaker_dependent
 from heads.folds import FoldSet, fold_names, make_folds
-from heads.head import FitSettings, GradientHead, Head, Task
+from heads.head import GradientHead, Head
 from heads.learnt import Source, audio_of, check_learnt
 from heads.protocol import Problem, refusal
+from heads.task import Task
 from pipelines import run_folders
 from pipelines.beginning import Start, open_start, shares_of_votes
 from pipelines.config import TrainConfig

@@ -20,11 +20,12 @@ from featcache.extract import resolve_device
 from featcache.manifest import COLUMNS, Manifest, Utterance
 from heads.fold_files import read_folds
 from heads.folds import FoldSet
-from heads.head import Head, OnProgress, Outcome
+from heads.head import Head, OnProgress
 from heads.models.mlp_probe import MlpProbe
 from heads.probing import Probe, majority_rate, make_probe, over_classes, speaker_dependent_fold, united, within
 from heads.protocol import Fold, check_folds, shown
 from heads.runs import Run, read_run
+from heads.task import Outcome
 from heads.unfinished import Unfinished
 from pipelines.config import TrainConfig
 from pipelines.run_folders import UNFINISHED, existing_run, facts, membership, plain, versions, write_training

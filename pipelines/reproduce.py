@@ -40,7 +40,8 @@ from pipelines.reporting.figures import Plot, make_plot
 from pipelines.reporting.reproduction import make_document, random_runs
 from pipelines.reporting.svg import style
 from pipelines.reporting.tables import Document
-from pipelines.reproduce_plan import Options, Plan, Probe, Training, extractions, run_of
+from pipelines.reproduce_plan import Plan
+from pipelines.reproduce_rows import Options, Probe, Training, extractions, run_of
 from pipelines.reproduce_show import refusal
 
 OnMessage = Callable[[str], None]

@@ -14,7 +14,7 @@ from pipelines.reporting.differences import differences
 from pipelines.run_folders import UNFINISHED, check_folder, existing_run
 
 if TYPE_CHECKING:
-    from pipelines.reproduce_plan import Probe, Training
+    from pipelines.reproduce_rows import Probe, Training
 
 State = Literal["to do", "begun", "done", "another"]
 """Of a run's folder: empty, not finished, holding the run wanted, or another."""

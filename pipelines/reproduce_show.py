@@ -7,7 +7,8 @@ from heads.order import num_steps
 from pipelines import show
 from pipelines.paper import Paper
 from pipelines.reproduce_folders import State, fusion_state
-from pipelines.reproduce_plan import Options, Plan, extractions
+from pipelines.reproduce_plan import Plan
+from pipelines.reproduce_rows import Options, extractions
 
 _STATES: Mapping[State, str] = {"done": "there (inputs not compared)", "another": "another run"}
 

@@ -25,11 +25,12 @@ from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
 from featcache.tuned import fold_checkpoints
 from heads.fold_files import natural_key, read_folds
-from heads.head import Head, Task, Trained
+from heads.head import Head
 from heads.learnt import Source
 from heads.models.encoder_decoder import SPEAKER
 from heads.protocol import Fold
 from heads.runs import read_config
+from heads.task import Task, Trained
 from pipelines.config import TrainConfig, recorded_config
 from pipelines.provenance import read_learnt, read_object
 from pipelines.run_folders import CONTEXT, INPUTS, STREAMS, load_head

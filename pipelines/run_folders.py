@@ -25,11 +25,12 @@ from featcache.manifest import Manifest, Utterance
 from featcache.settings import build
 from heads.fold_files import save_folds
 from heads.folds import Fold
-from heads.head import Head, Outcome, Task
+from heads.head import Head
 from heads.learnt import Source
 from heads.metrics import evaluate
 from heads.runs import Run, read_run, write_run
 from heads.scores import Scores
+from heads.task import Outcome, Task
 from pipelines.model_card import NAME as CARD
 from pipelines.model_card import card
 from pipelines.provenance import LEARNT, write_learnt

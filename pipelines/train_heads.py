@@ -28,8 +28,9 @@ from featcache.errors import ScoresError
 from featcache.manifest import Manifest
 from heads.fit import fit_each
 from heads.folds import FoldSet
-from heads.head import GradientHead, OnProgress, Outcome, Task
+from heads.head import GradientHead, OnProgress
 from heads.runs import Run
+from heads.task import Outcome, Task
 from heads.unfinished import Unfinished
 from pipelines.config import TrainConfig
 from pipelines.prepare import Prepared, Preparer, covered, load_head, make_task, relabelled

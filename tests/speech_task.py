@@ -9,7 +9,7 @@ from featcache import Manifest, Utterance
 from featcache.commit import StreamWriter, store
 from featcache.stream import Features, StreamSpec
 from heads.folds import make_folds
-from heads.head import Task
+from heads.task import Task
 
 LAYERS, DIM, MELS, SPEAKER, PHONES = 4, 6, 5, 3, 7
 SPECS = {

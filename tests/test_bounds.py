@@ -26,7 +26,7 @@ from featcache import Manifest
 from featcache.extract import Options, extract
 from featcache.streams.log_mel import LogMel
 from featcache.verify import verify
-from heads.head import FitSettings
+from heads.fit_settings import FitSettings
 from pipelines import train_heads
 from pipelines.config import TrainConfig
 import heads.inputs

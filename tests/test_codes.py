@@ -19,10 +19,11 @@ from featcache.stream import Features
 from featcache.verify import coverage, verify
 from heads import codes
 from heads.codes import export_codes
-from heads.head import FitSettings, Task
+from heads.fit_settings import FitSettings
 from heads.models.encoder_decoder import EncoderDecoder
 from heads.models.layer_mix import LayerMix
 from heads.runs import read_run
+from heads.task import Task
 from pipelines import codes as pipeline
 from pipelines import train_heads
 from pipelines.config import TrainConfig, recorded_config

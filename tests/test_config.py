@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from featcache.errors import ConfigError
-from heads.head import FitSettings
+from heads.fit_settings import FitSettings
 from pipelines.config import TrainConfig, extract_config, merge, parse_overrides, read_preset, train_config
 
 

@@ -12,9 +12,9 @@ from featcache import Manifest, Utterance
 from featcache.commit import StreamWriter, store
 from featcache.errors import CacheError, ProtocolError
 from featcache.stream import Features, StreamSpec
+from heads.fit_settings import FitSettings
 from heads.fold_copies import completed, originals
 from heads.folds import Fold, make_folds, save_folds
-from heads.head import FitSettings
 from heads.protocol import check_folds
 from pipelines.check import run as check
 from pipelines.config import TrainConfig

@@ -12,12 +12,13 @@ from torch import nn
 
 from benchmarks.plain_speech import PlainModel, carry_over, plain_step
 from featcache.errors import ConfigError, ProtocolError, StreamError
-from heads.head import FitSettings, Task
+from heads.fit_settings import FitSettings
 from heads.layers import LayerMix
 from heads.members import Alone
 from heads.models import _encoder_decoder
 from heads.models._encoder_decoder import Conv, downsampled, recur
 from heads.models.encoder_decoder import EncoderDecoder
+from heads.task import Task
 
 TINY = EncoderDecoder(
     window=8, bottleneck=4, factor=4, channels=12, phone_channels=8, phone_dim=3, decoder_channels=8, decoder_dim=6,

@@ -21,9 +21,10 @@ from featcache.streams.ge2e_mels import Ge2eMels
 from featcache.streams.hidden_states import HiddenStates
 from featcache.streams.tokens import TokenIds
 from featcache.streams.waveform import Waveform
+from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import FitSettings, Outcome, Task, Trained
 from heads.models.finetune import EncoderInputs, Finetune, FinetuneModule
+from heads.task import Outcome, Task, Trained
 
 IDS = tuple(f"u{number:02d}" for number in range(12))
 FOLD = Fold("one", IDS[:8], IDS[6:8], IDS[8:])

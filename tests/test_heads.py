@@ -21,8 +21,9 @@ from featcache.stream import Features, StreamSpec
 from featcache.streams.ge2e_states import Ge2eStates
 from featcache.view import View
 from heads.fit import fit
+from heads.fit_settings import FitSettings
 from heads.folds import make_folds
-from heads.head import FitSettings, Head, Task
+from heads.head import Head
 from heads.inputs import FrameInputs, StatsInputs
 from heads.layers import LayerMix, Standardise, masked_mean
 from heads.members import Members, Optimiser
@@ -31,6 +32,7 @@ from heads.models.layer_mix import LayerMix as LayerMixHead
 from heads.models.linear_probe import LinearProbe
 from heads.models.mean_pool import MeanPool
 from heads.models.svm import Svm
+from heads.task import Task
 
 LAYERS, DIM = 4, 6
 QUICK = FitSettings(steps=150, eval_every=25, learning_rate=(0.05,), batch_size=16)

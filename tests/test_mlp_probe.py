@@ -16,11 +16,12 @@ from featcache.cache import CachedStream
 from featcache.commit import StreamWriter, store
 from featcache.errors import ConfigError, StreamError, UnknownNameError
 from featcache.stream import Features, StreamSpec
+from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import FitSettings, Outcome, Task
 from heads.metrics import wa
 from heads.models import mlp_probe
 from heads.models.mlp_probe import MlpProbe
+from heads.task import Outcome, Task
 from pipelines import describe
 
 SMALL = MlpProbe(hidden=(16, 8, 8))

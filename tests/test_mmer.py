@@ -24,11 +24,12 @@ from featcache.streams.characters import Characters
 from featcache.streams.conv_features import ConvFeatures
 from featcache.streams.token_states import TokenStates
 from featcache.streams.waveform import Waveform
+from heads.fit_settings import FitSettings
 from heads.folds import make_folds
-from heads.head import FitSettings, Task, Trained
 from heads.metrics import ua
 from heads.models._mmer import CrossModalBlock, CtcLoss, Interaction, frames_needed
 from heads.models.mmer import Mmer
+from heads.task import Task, Trained
 
 LAYERS, DIM, TEXT_DIM = 2, 6, 4
 SMALL = Mmer(layer=0, heads=2, feed_forward=8, dropout=0.0)

@@ -8,7 +8,8 @@ import pytest
 from featcache import registry
 from featcache.settings import build
 from featcache.stream import Stream
-from heads.head import FitSettings, Head
+from heads.fit_settings import FitSettings
+from heads.head import Head
 from heads.models.mmer import Mmer
 from pipelines.config import extract_config, preset_names, read_preset, train_config
 from pipelines.paper import Paper, read_paper

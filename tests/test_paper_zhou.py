@@ -9,7 +9,8 @@ from featcache import registry
 from featcache.settings import build
 from featcache.stream import Stream
 from featcache.streams.log_mel import LogMel
-from heads.head import FitSettings, Head
+from heads.fit_settings import FitSettings
+from heads.head import Head
 from heads.models.finetune import Finetune
 from heads.models.vgg import Vgg
 from pipelines.config import extract_config, preset_names, read_preset, train_config

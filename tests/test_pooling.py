@@ -19,13 +19,14 @@ from featcache.commit import StreamWriter, store
 from featcache.errors import ConfigError, StreamError, UnknownNameError
 from featcache.settings import build
 from featcache.stream import Features, StreamSpec
+from heads.fit_settings import FitSettings
 from heads.folds import make_folds
-from heads.head import FitSettings, Task, Trained
 from heads.layers import masked_mean
 from heads.models.ecapa import Ecapa
 from heads.models.mean_pool import MeanPool
 from heads.pooling import PoolingHead
 from heads.streams import StreamShape, at_rate, join, shift_of, slow_lengths
+from heads.task import Task, Trained
 from pipelines.reporting.details import LayerWeights
 from pipelines.reporting.figures import layer_weights
 from pipelines.reporting.plots import layer_weights as drawn

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import featcache
 from featcache import FeatcacheError, Manifest, Utterance
 from featcache.errors import CheckpointError, ConfigError, ScoresError, UnknownNameError
-from heads.head import FitSettings
+from heads.fit_settings import FitSettings
 from heads.models.encoder_decoder import EncoderDecoder
 from heads.models.svm import Machine, Svm
 from heads.runs import read_run

@@ -18,9 +18,9 @@ from test_probing import write_phones
 from featcache import Manifest, Utterance
 from featcache import open as open_cache
 from featcache.errors import CacheError, ConfigError, ProtocolError, ScoresError, UnknownNameError
+from heads.fit_settings import FitSettings
 from heads.fold_files import read_folds, save_folds
 from heads.folds import make_folds
-from heads.head import FitSettings
 from heads.models.mlp_probe import MlpProbe
 from heads.probing import speaker_dependent_fold
 from heads.runs import read_run

@@ -15,7 +15,6 @@ from featcache.inventory import arpabet128
 from featcache.manifest import Utterance
 from featcache.stream import Features, StreamSpec
 from heads.folds import Fold
-from heads.head import Outcome
 from heads.probing import (
     frame_items,
     majority_rate,
@@ -26,6 +25,7 @@ from heads.probing import (
     united,
     within,
 )
+from heads.task import Outcome
 
 
 def write_phones(cache: Path, ids: dict[str, list[int]], shift_s: float = 0.02, positions: bool = True) -> CachedStream:

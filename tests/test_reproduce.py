@@ -28,7 +28,8 @@ from pipelines.jobs import Job
 from pipelines.paper import Paper, read_paper
 from pipelines.reporting.differences import differences
 from pipelines.reproduce import Reproduced
-from pipelines.reproduce_plan import Options, Plan, make_plan
+from pipelines.reproduce_plan import Plan, make_plan
+from pipelines.reproduce_rows import Options
 from pipelines.reproduce_show import describe
 
 LENGTHS = [6 + number % 7 for number in range(24)]

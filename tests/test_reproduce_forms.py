@@ -15,7 +15,8 @@ from pipelines import reproduce
 from pipelines.config import extract_config, read_preset
 from pipelines.paper import Paper, read_paper
 from pipelines.reporting.reproduction import RANDOM
-from pipelines.reproduce_plan import Options, Plan, extractions, make_plan
+from pipelines.reproduce_plan import Plan, make_plan
+from pipelines.reproduce_rows import Options, extractions
 from pipelines.reproduce_show import describe, describe_extraction
 
 FIT = {"steps": 2, "eval_every": 1, "batch_size": 4, "learning_rate": 0.01}

@@ -15,10 +15,11 @@ from featcache.commit import StreamWriter, store
 from featcache.errors import ConfigError
 from featcache.stream import Features, StreamSpec
 from featcache.view import View
+from heads.fit_settings import FitSettings
 from heads.folds import make_folds
-from heads.head import FitSettings, Task, Trained
 from heads.models._resnet import ResnetModule, statistics
 from heads.models.resnet import Resnet, SegmentInputs
+from heads.task import Task, Trained
 
 MELS = 12
 SMALL: dict[str, Any] = {"channels": 3, "blocks": (1, 2, 1), "embedding": 8, "chunks": (10, 17, 24)}

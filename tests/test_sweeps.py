@@ -3,21 +3,34 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import heads.fit
-from benchmarks.sweeps import Size, largest_difference, make_task, probe_plain, superb_plain, train_plainly
+from benchmarks.sweeps import (
+    Size,
+    largest_difference,
+    make_task,
+    probe_plain,
+    superb_plain,
+    train_plainly,
+    write_corpus,
+)
 from featcache.errors import ConfigError, FeatcacheError
 from heads import threads
 from heads.fit import fit, fit_each, side_by_side
-from heads.head import FitSettings, Head, Outcome, Task
+from heads.fit_settings import FitSettings
+from heads.head import Head
 from heads.models.layer_mix import LayerMix
 from heads.models.linear_probe import LinearProbe
 from heads.models.mean_pool import MeanPool
 from heads.models.svm import Svm
+from heads.task import Outcome, Task
+from pipelines.cli import app
 
 SIZE = Size(utterances=300, layers=5, dim=48)
 SETTINGS = FitSettings(steps=100, eval_every=100, learning_rate=(1e-2, 1e-3, 1e-4), weight_decay=(0.0, 0.1))
@@ -219,3 +232,12 @@ def test_what_trains_as_one_job_differs_in_rate_decay_and_layer_alone() -> None:
     assert not alike(LinearProbe(), settings, LayerMix(), settings)
     assert not alike(MeanPool(), settings, MeanPool(), other)
     assert not alike(Svm(), settings, Svm(C=(2.0,)), settings)
+
+
+def test_the_corpus_of_the_whole_sweep_is_trained_by_superbs_preset(tmp_path: Path) -> None:
+    write_corpus(tmp_path, Size(utterances=60, layers=3, dim=8))
+    command = ["train-heads", f"{tmp_path}/manifest.jsonl", "--cache", str(tmp_path), "--preset", "superb"]
+    settings = ["--set", "fit.steps=4", "--set", "fit.eval_every=4"]
+    done = CliRunner().invoke(app, [*command, *settings, "--out", f"{tmp_path}/run"])
+    assert done.exit_code == 0, done.output
+    assert len((tmp_path / "run" / "scores.csv").read_text().splitlines()) == 60 + 1

@@ -16,11 +16,12 @@ from featcache.commit import StreamWriter, store
 from featcache.errors import ConfigError, UnknownNameError
 from featcache.settings import build
 from featcache.stream import Features, StreamSpec
+from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import FitSettings, Task
 from heads.metrics import ua
 from heads.models.linear_probe import LinearProbe
 from heads.models.text_cnn import TextCnn, TextCnnModule
+from heads.task import Task
 
 DIM, LAYERS = 5, 2
 

@@ -8,7 +8,8 @@ from featcache import registry
 from featcache.settings import build
 from featcache.stream import Stream
 from featcache.streams.token_states import TokenStates
-from heads.head import FitSettings, Head
+from heads.fit_settings import FitSettings
+from heads.head import Head
 from heads.models.text_cnn import TextCnn
 from pipelines.config import extract_config, preset_names, read_preset, train_config
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from featcache.errors import ConfigError
 from heads.fit import fit
-from heads.head import FitSettings, GradientHead, Task
+from heads.fit_settings import FitSettings
+from heads.head import GradientHead
 from heads.inputs import FrameInputs
 from heads.job import Job, Member
 from heads.layers import LayerMix, masked_mean
@@ -24,6 +25,7 @@ from heads.models.linear_probe import LinearProbe
 from heads.models.mean_pool import MeanPool
 from heads.models.mlp_probe import MlpProbe
 from heads.order import Order, num_steps, rate_factor, unit_steps
+from heads.task import Task
 from heads.unfinished import Unfinished
 
 ALL = FitSettings(

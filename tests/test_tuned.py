@@ -29,9 +29,9 @@ from featcache.tuned import (
     tuned_from,
     write_tuned,
 )
+from heads.fit_settings import FitSettings
 from heads.fold_files import read_folds
 from heads.folds import make_folds
-from heads.head import FitSettings
 from heads.learnt import Audio, Source, audio_form, audio_of, check_learnt
 from heads.protocol import Fold
 from pipelines import codes

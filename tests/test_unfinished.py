@@ -19,10 +19,12 @@ from speech_task import make_task
 from featcache import Manifest
 from featcache.extract import Options, extract
 from featcache.streams.log_mel import LogMel
-from heads.head import FitSettings, GradientHead, Outcome, Task
+from heads.fit_settings import FitSettings
+from heads.head import GradientHead
 from heads.models.encoder_decoder import EncoderDecoder
 from heads.models.layer_mix import LayerMix
 from heads.models.mean_pool import MeanPool
+from heads.task import Outcome, Task
 from heads.unfinished import Unfinished
 from pipelines import train_heads
 from pipelines.config import TrainConfig
@@ -156,7 +158,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from featcache.manifest import Manifest
-from heads.head import FitSettings
+from heads.fit_settings import FitSettings
 from heads.unfinished import Unfinished
 from pipelines import train_heads
 from pipelines.config import TrainConfig

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from speech_task import make_task
 
 from featcache.errors import ConfigError
-from heads.head import FitSettings, Task, Trained
+from heads.fit_settings import FitSettings
 from heads.models.vgg import PaddedInputs, Vgg, VggModule
+from heads.task import Task, Trained
 
 LENGTHS = [6 + number % 7 for number in range(24)]
 SMALL = Vgg(widths=(4, 6), hidden=8, dropout=0.5)

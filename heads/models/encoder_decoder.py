@@ -28,10 +28,11 @@ from featcache.errors import ConfigError, ProtocolError, StreamError
 from featcache.manifest import Utterance
 from featcache.speakers import speaker_means
 from featcache.view import Buffer
-from heads.head import CodeShape, GradientHead, Task, features_of
+from heads.head import CodeShape, GradientHead
 from heads.inputs import Inputs
 from heads.layers import LayerMix
 from heads.models._encoder_decoder import Decoder, Encoder, PhoneEncoder, PostNet, SpeechModel
+from heads.task import Task, features_of
 
 _SIZES = {"small": (8, 48), "large": (128, 2), "spec": (8, 48)}
 _MOST_APART = 2  # frames by which streams of one utterance may differ: how many a model gives depends on its padding

@@ -22,9 +22,10 @@ from featcache.files import canonical_json
 from featcache.stream import EXACT_DTYPES, StreamSpec
 from featcache.view import View
 from heads.encoder import EncoderModule, Freeze, check_freeze, encoder_of, least_frames, load_encoder, start_of
-from heads.head import GradientHead, Task, features_of
+from heads.head import GradientHead
 from heads.inputs import FrameInputs
 from heads.layers import masked_mean
+from heads.task import Task, features_of
 
 _SAMPLES, _FRAMES = 480_000, 4000
 """What is scored at once, padding included: 30 s of samples, or so many frames; an encoder holds 1 to 60 KB of each."""
@@ -139,7 +140,7 @@ class Finetune(GradientHead["EncoderInputs"]):
 
         Args:
             task: what it was trained on; its stream says where it started.
-            weights: what the fold left, see :class:`heads.head.Trained`.
+            weights: what the fold left, see :class:`heads.task.Trained`.
             folder: where to; an older one there is replaced.
 
         Raises:

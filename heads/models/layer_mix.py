@@ -14,10 +14,11 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import nn
 
-from heads.head import GradientHead, Task, check_width, layer_subset
+from heads.head import GradientHead, check_width, layer_subset
 from heads.inputs import StatsInputs
 from heads.layers import LayerMix as Mix
 from heads.layers import Standardise, linear
+from heads.task import Task
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from heads.head import GradientHead, Task, chosen_layers
+from heads.head import GradientHead, chosen_layers
 from heads.inputs import StatsInputs
 from heads.layers import Classify, Standardise
+from heads.task import Task
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from torch import nn
 
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, StreamError
-from heads.head import GradientHead, Task, chosen_layers
+from heads.head import GradientHead, chosen_layers
 from heads.inputs import Inputs
+from heads.task import Task
 
 _ACTIVATIONS: Mapping[str, type[nn.Module] | None] = {"softplus": nn.Softplus, "relu": nn.ReLU, "none": None}
 _MOST_ROWS = 1024

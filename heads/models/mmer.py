@@ -36,11 +36,12 @@ from featcache.errors import ConfigError, StreamError
 from featcache.stream import StreamSpec
 from featcache.view import View
 from heads.encoder import EncoderModule, Freeze, check_freeze, least_frames, load_encoder
-from heads.head import GradientHead, Task, chosen_layers, features_of
+from heads.head import GradientHead, chosen_layers
 from heads.inputs import FrameInputs
 from heads.layers import LayerMix
 from heads.models._mmer import CtcLoss, Frames, Interaction, MmerModule, frames_needed
 from heads.streams import StreamInputs
+from heads.task import Task, features_of
 
 logger = logging.getLogger(__name__)
 

@@ -35,9 +35,10 @@ import torch
 from featcache.errors import ConfigError
 from featcache.view import View
 from heads.augment import POLICIES, Policy
-from heads.head import GradientHead, Task, chosen_layers
+from heads.head import GradientHead, chosen_layers
 from heads.inputs import FrameInputs
 from heads.models._resnet import Convolutions, ResnetModule
+from heads.task import Task
 
 _SCORED_BYTES = 2**28  # of the first stage's values, the largest there are
 _LEAST_SPREAD = 1e-3

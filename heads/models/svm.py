@@ -16,8 +16,10 @@ import numpy as np
 
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, ScoresError
-from heads.head import Candidate, FitSettings, Head, OnProgress, Outcome, Task, Trained
+from heads.fit_settings import FitSettings
+from heads.head import Head, OnProgress
 from heads.metrics import ua, wa
+from heads.task import Candidate, Outcome, Task, Trained
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from torch import nn
 
 from featcache.errors import ConfigError
 from featcache.view import View
-from heads.head import GradientHead, Task, chosen_layers
+from heads.head import GradientHead, chosen_layers
 from heads.inputs import FrameInputs
 from heads.layers import LayerMix, masked_mean
+from heads.task import Task
 
 _SCORED_TOGETHER = 64
 _LONGEST = "fixed_length"

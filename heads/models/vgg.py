@@ -31,9 +31,10 @@ from torch import nn
 
 from featcache.errors import ConfigError
 from featcache.view import View
-from heads.head import GradientHead, Task, chosen_layers
+from heads.head import GradientHead, chosen_layers
 from heads.inputs import FrameInputs
 from heads.layers import Standardise
+from heads.task import Task
 
 _LENGTH = "length"
 _SHOWN = 100
