@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -155,7 +155,7 @@ def test_utterances_scored_together_are_bounded_by_what_the_first_stage_holds(
 
 
 def test_a_batchs_chunks_are_of_one_of_the_lengths_and_begin_anywhere(task: Task) -> None:
-    inputs = small(normalise="none").inputs(task)
+    inputs = small(normalise="none", shorter="repeat").inputs(task)
     generator = torch.Generator().manual_seed(0)
     long = int(inputs.view.lengths.argmax())
     whole = torch.from_numpy(task.streams["log_mel"][task.ids[long]][0].copy())  # (45, mels)
@@ -172,14 +172,19 @@ def test_a_batchs_chunks_are_of_one_of_the_lengths_and_begin_anywhere(task: Task
     assert starts == set(range(45 - 24 + 1))
 
 
-def test_an_utterance_shorter_than_a_chunk_is_repeated(task: Task) -> None:
-    inputs = small(normalise="none", chunks=(17,)).inputs(task)
+@pytest.mark.parametrize("shorter", ["zeros", "repeat"])
+def test_a_chunk_longer_than_its_utterance_is_filled_up(task: Task, shorter: Literal["zeros", "repeat"]) -> None:
+    inputs = small(shorter=shorter, chunks=(17,)).inputs(task)
     rows = [task.ids.index("u001"), int(inputs.view.lengths.argmax())]
-    [chunk] = inputs.training_batch(torch.tensor([rows]), None, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    inputs.training_batch(torch.tensor([rows[::-1]]), None, generator)  # leaves a long one's frames in the buffer
+    [chunk] = inputs.training_batch(torch.tensor([rows]), None, generator)
     whole = torch.from_numpy(task.streams["log_mel"]["u001"][0].copy())
     assert len(whole) == 6
-    assert torch.equal(chunk[0, 0, 0], whole.repeat(3, 1)[:17])
-    assert chunk.isfinite().all()
+    own = (whole - whole.mean(dim=0)) / whole.std(dim=0, correction=0)
+    filled = own.repeat(3, 1)[:17] if shorter == "repeat" else torch.cat([own, torch.zeros(11, MELS)])
+    torch.testing.assert_close(chunk[0, 0, 0], filled, rtol=1e-4, atol=1e-5)
+    assert (chunk[0, 1, 0] != 0).all()  # a longer one is left as it is
 
 
 def test_mels_are_normalised_over_the_whole_segment_in_chunks_as_in_test(task: Task) -> None:

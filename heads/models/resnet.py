@@ -16,10 +16,12 @@ statistics pooling, an embedding of 512, and 21.5 million parameters. The rest i
 **Normalisation.** Every mel has mean 0 and variance 1 over its whole segment ("segment level"), from which chunks are
 then drawn; so training and test are normalised alike.
 
-**Chunks.** In training each batch draws one length from `chunks`, and each segment an offset. A shorter segment is
-repeated until it is as long, as speaker recognition does it (https://github.com/clovaai/voxceleb_trainer); the paper
-says "signal padding". So nothing in training is padding, and none gets into the statistics of batch norm. Scores are
-of whole utterances; what lies behind them in a batch is hidden after every convolution, and changes no score.
+**Chunks.** In training each batch draws one length from `chunks`, and each segment an offset. Behind a shorter segment
+follows padding (section 4.2.1): zeros, the mean of what is normalised, which count as frames, as the paper names no
+mask. ``shorter="repeat"`` repeats the segment instead, as speaker recognition does it
+(https://github.com/clovaai/voxceleb_trainer): where many segments are shorter than a chunk, padding would teach the
+network, and batch norm's running statistics, what no whole utterance has. Scores are of whole utterances; what lies
+behind them in a batch is hidden after every convolution, and changes no score.
 
 **Transfer.** A run starts from another (``start``) with its convolutions; all that is fully connected, embedding and
 output, is new ("we replace the FC layers"). `freeze` keeps the convolutions as they begin, the running means of their
@@ -58,6 +60,7 @@ class Resnet(GradientHead["SegmentInputs"]):
         frequency_strides: by what each stage shortens the frequency; (1, 2, 2, 2) is usual in speaker recognition.
         embedding: size of the layer behind the pooling.
         chunks: frames of a training batch's chunks; one of these is drawn for each batch.
+        shorter: what fills a chunk that is longer than its segment: ``"zeros"``, or ``"repeat"``, the segment again.
         normalise: ``"segment"``: each mel's mean and standard deviation over the whole segment; or ``"none"``.
         augment: policy of the masked copies in training, see :mod:`heads.augment`; ``"none"`` makes no copies.
         copies: masked copies beside each chunk, in the same step.
@@ -76,6 +79,7 @@ class Resnet(GradientHead["SegmentInputs"]):
     frequency_strides: tuple[int, ...] = (1, 2, 1, 1)
     embedding: int = 512
     chunks: tuple[int, ...] = (150, 200, 250, 300)
+    shorter: Literal["zeros", "repeat"] = "zeros"
     normalise: Literal["segment", "none"] = "segment"
     augment: Policy = "none"
     copies: int = 2
@@ -93,10 +97,10 @@ class Resnet(GradientHead["SegmentInputs"]):
         sizes = (*self.first_stride, *self.blocks, *self.time_strides, *self.frequency_strides, *self.chunks)
         if min(self.channels, self.embedding, self.copies, *sizes) < 1:
             raise ConfigError(f"resnet takes sizes, strides, chunks and copies of 1 or more, got {self}.")
-        if self.augment != "none" and self.normalise == "none":
+        if self.normalise == "none" and (self.augment != "none" or self.shorter == "zeros"):
             raise ConfigError(
-                "resnet masks with 0, which is the mean of normalised segments, and louder than speech in log-mels as "
-                "they are. Set normalise to segment, or augment to none."
+                "resnet masks and pads with 0, which is the mean of normalised segments, and louder than speech in "
+                "log-mels as they are. Set normalise to segment, or augment to none and shorter to repeat."
             )
 
     def read_layers(self, num_layers: int) -> Sequence[int]:
@@ -155,7 +159,7 @@ class SegmentInputs(FrameInputs):
     def training_batch(
         self, indices: torch.Tensor, layers: torch.Tensor | None, generator: torch.Generator
     ) -> tuple[torch.Tensor, ...]:
-        """Return a chunk of each utterance, ``(1, batch, 1, chunk, mels)``; a shorter utterance is repeated."""
+        """Return a chunk of each utterance, ``(1, batch, 1, chunk, mels)``; a shorter one is filled up."""
         chosen, chunks = indices[0].cpu(), self._settings.chunks
         length = chunks[int(torch.randint(len(chunks), (), generator=generator))]
         room = (self.view.lengths[chosen] - length).clamp(min=0)
@@ -163,8 +167,11 @@ class SegmentInputs(FrameInputs):
         frames, counts = self.view.windows(chosen, starts, length, self.buffer)
         frames = self._normalised(frames, chosen)
         if int(self.view.lengths[chosen].min()) < length:
-            places = torch.arange(length, device=frames.device) % counts[:, None]
-            frames = frames.gather(2, places[:, None, :, None].expand_as(frames))
+            places = torch.arange(length, device=frames.device)
+            if self._settings.shorter == "zeros":
+                frames.masked_fill_((places >= counts[:, None])[:, None, :, None], 0.0)
+            else:
+                frames = frames.gather(2, (places % counts[:, None])[:, None, :, None].expand_as(frames))
         return (frames[None],)
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
