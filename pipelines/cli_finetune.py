@@ -17,7 +17,6 @@ from pipelines.options import (
     ManifestArg,
     MissingOpt,
     OverwriteOpt,
-    PresetOpt,
     ValidationByOpt,
     ValidationOpt,
     interruptible,
@@ -36,7 +35,12 @@ def finetune(
         list[str] | None,
         typer.Option("--stream", help="Where training starts: waveform, conv_features, tokens, ge2e_mels, or states."),
     ] = None,
-    preset: PresetOpt = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", help="A preset's name or a YAML file.", show_default="finetune; for ge2e streams finetune-ge2e"
+        ),
+    ] = None,
     head: Annotated[str | None, typer.Option("--head", help="Head that holds it.", show_default="finetune")] = None,
     folds: FoldsOpt = None,
     validation: ValidationOpt = None,
@@ -90,7 +94,7 @@ def _run(
     from pipelines import finetune as pipeline
     from pipelines.resolve import meant
 
-    chosen = config.read_preset(preset)
+    chosen = config.read_preset(preset or pipeline.default_preset(options["streams"]))
     wanted = pipeline.configured(chosen, options, settings)
     named = meant(wanted, chosen, cache)
     utterances = Manifest.read(manifest)

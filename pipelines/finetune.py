@@ -78,6 +78,11 @@ class Finetuned:
     name: str
 
 
+def default_preset(streams: Sequence[str]) -> str:
+    """Return the preset that is taken where none is named: the one whose rates suit what starts from these streams."""
+    return "finetune-ge2e" if any(name.startswith("ge2e_") for name in streams) else "finetune"
+
+
 def configured(preset: Mapping[str, Any], options: Mapping[str, Any], overrides: Sequence[str]) -> TrainConfig:
     """Return what to train: as :func:`pipelines.config.train_config`, by the head `finetune` where none is named."""
     told = (preset.get("train") or {}).get("head")

@@ -20,16 +20,11 @@ from featcache.manifest import Manifest
 from featcache.tuned import PROVENANCE, RECORD, read_tuned
 from heads.models.finetune import Finetune
 from heads.runs import read_run
-from pipelines import cli, cli_finetune
-from pipelines.config import train_config
-from pipelines.finetune import run
+from pipelines import cli
+from pipelines.config import recorded_config, train_config
+from pipelines.finetune import default_preset, run
 from pipelines.pack import pack, unpack
 from pipelines.restore import restore
-
-if "finetune" not in {one.name for one in cli.app.registered_commands}:
-    registered = [one.typer_instance for one in cli.app.registered_groups]
-    if cli_finetune.app not in registered:
-        cli.app.add_typer(cli_finetune.app)
 
 runner = CliRunner()
 FIT = ("--set", "fit.steps=4", "--set", "fit.eval_every=2", "--set", "fit.batch_size=4")
@@ -290,3 +285,11 @@ def test_a_damaged_checkpoint_is_told_by_name(place: Place, tmp_path: Path) -> N
     (tmp_path / "s0" / PROVENANCE).unlink()
     told = place.fails("extract", "--stream", "hidden_states", "--set", f"hidden_states.checkpoint={tmp_path / 's0'}")
     assert "what it has learnt from is lost" in told
+
+
+def test_without_a_preset_the_encoder_trains_slowly_for_some_epochs(place: Place) -> None:
+    fit = recorded_config(read_run(place.folder / "runs" / "ft").config or {}).fit
+    assert (fit.unit, fit.steps, fit.bucketed) == ("epoch", 4, True)
+    assert (fit.learning_rate, fit.pretrained_rate) == ((1e-3,), 2e-5)
+    assert default_preset(("ge2e_mels-0123",)) == "finetune-ge2e"
+    assert default_preset(("tokens",)) == default_preset(()) == "finetune"
