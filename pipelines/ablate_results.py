@@ -2,8 +2,9 @@
 
 Columns: ``run``, ``fold``; what differs between runs, by its key; ``seed``; ``ua``, ``wa``, ``macro_f1`` and
 ``weighted_f1`` on test, fractions, and ``n`` utterances; ``validation_ua`` and ``validation_wa``; the run's ``digest``,
-the ``seconds`` that training took (of runs that trained as one job: a share) and its ``folder``. A setting that a run
-does not have is empty.
+the ``seconds`` that training took (of runs that trained as one job: a share) and its ``folder``; whether the speech is
+``synthetic``, and whether ``random_weights`` stood where trained ones belong. A setting that a run does not have is
+empty.
 """
 
 import csv
@@ -64,6 +65,7 @@ def rows_of(ablation: Ablation, one: Wanted | Fusion, folder: Path) -> list[dict
                 "digest": config.get("digest"),
                 "seconds": config.get("seconds"),
                 "folder": folder.name,
+                **{flag: bool(config.get(flag)) for flag in ("synthetic", "random_weights")},
             }
         )
     return rows
@@ -186,6 +188,7 @@ def summary(ablation: Ablation, rows: Sequence[Row]) -> str:
         lines += [f"{title}, by mean UA on validation; test is for reading, not for choosing:", _table(runs[:_SHOWN])]
     if fusions:
         lines += ["", "Fusions, in the order of the file:", _table(fusions)]
+    lines += show.provisos(list({row["run"]: row for row in rows}.values()))
     return "\n".join(lines)
 
 

@@ -51,6 +51,7 @@ class Compared:
         names: (runs,) what they are called.
         intervals: (runs,) the metric of each.
         pairs: those compared.
+        provisos: what must stand beside the numbers, such as that the speech is synthetic.
     """
 
     metric: str
@@ -59,6 +60,7 @@ class Compared:
     names: Sequence[str]
     intervals: Sequence[Interval]
     pairs: Sequence[Pair]
+    provisos: Sequence[str] = ()
 
 
 def run(folders: Sequence[Path], reference: str | None = None, metric: str = "ua", draws: int = 10_000) -> Compared:
@@ -88,7 +90,8 @@ def run(folders: Sequence[Path], reference: str | None = None, metric: str = "ua
     speakers = _speakers(runs, names)
     found = pairs(runs, names, position, metric, draws)
     intervals = [interval(one.scores, speakers, metric) for one in runs]
-    return Compared(metric, draws, folders, names, intervals, found)
+    provisos = show.provisos([one.config or {} for one in runs])
+    return Compared(metric, draws, folders, names, intervals, found, provisos)
 
 
 def pairs(
@@ -194,7 +197,13 @@ def document(compared: Compared) -> dict[str, Any]:
         {"first": pair.first, "other": pair.other, **_plain(asdict(pair.comparison)), "p_corrected": pair.p_corrected}
         for pair in compared.pairs
     ]
-    return {"metric": compared.metric, "draws": compared.draws, "runs": runs, "pairs": found}
+    return {
+        "metric": compared.metric,
+        "draws": compared.draws,
+        "provisos": list(compared.provisos),
+        "runs": runs,
+        "pairs": found,
+    }
 
 
 def _notes(compared: Compared) -> list[str]:
@@ -215,7 +224,7 @@ def _notes(compared: Compared) -> list[str]:
     if num_pairs == 1:
         correction = "Nothing was corrected for: there is one pair."
     pooled = f"{TITLES[compared.metric]} is of all {one.num_utterances} scores together, in percent."
-    return [*lines, f"{pooled} {correction}"]
+    return [*lines, f"{pooled} {correction}", *compared.provisos]
 
 
 def _limits(num_clusters: int, num_pairs: int, draws: int) -> list[str]:

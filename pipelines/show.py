@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featcache.cache import CachedStream
 from featcache.cache import open as open_cache
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 _SHOWN = 10
 _METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 _TITLES = ("WA", "UA", "macro-F1", "weighted F1")
+_PROVISOS = {
+    "synthetic": "Synthetic speech: these numbers say nothing of human speech.",
+    "random_weights": "Random weights stand where trained ones belong: these numbers are no result.",
+}
+"""Flag in a run's record to what must stand beside its numbers."""
 
 
 def size(num_bytes: float) -> str:
@@ -198,12 +203,17 @@ def metrics(run: "Run") -> str:
         rows.append(["mean ± std", "", *cells])
         pooled = measured["pooled"]
         rows.append(["pooled", str(pooled["n"]), *(f"{100 * value:.1f}" for value in _values(pooled))])
-    text = table(rows)
-    if (run.config or {}).get("synthetic"):
-        text += "\nSynthetic speech: these numbers say nothing of human speech."
-    if (run.config or {}).get("random_weights"):
-        text += "\nRandom weights stand where trained ones belong: these numbers are no result."
-    return text
+    return "\n".join([table(rows), *provisos([run.config or {}])])
+
+
+def provisos(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what must stand beside the numbers of runs, by their records or rows of results; nothing for most."""
+    found = []
+    for flag, sentence in _PROVISOS.items():
+        count = sum(bool(record.get(flag)) for record in records)
+        if count:
+            found.append(sentence if count == len(records) else f"{sentence[:-1]} (of {count} of {len(records)} runs).")
+    return found
 
 
 def over_seeds(runs: "Sequence[Run]") -> str:

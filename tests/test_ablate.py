@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -386,3 +387,16 @@ def test_settings_that_no_head_can_have_refuse_their_runs_or_the_spec_in_a_sente
     assert "projector_dim must be at least 1, got -1." in error_of(result)
     result = ablate(corpus, tmp_path / "b", {"base": {"head": "linear_probe"}, "grid": {"settings.layer": "every"}})
     assert "Say which one, with streams." in error_of(result)
+
+
+def test_results_that_say_nothing_of_people_say_so_in_every_row(corpus: Path, tmp_path: Path, in_process: None) -> None:
+    spoken = [replace(one, extra={**one.extra, "synthetic": True}) for one in Manifest.read(corpus / "manifest.jsonl")]
+    Manifest(spoken, corpus).write(tmp_path / "manifest.jsonl")
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump({"base": SPEC["base"]}))
+    out = tmp_path / "out"
+    given = [str(path), str(tmp_path / "manifest.jsonl"), "--cache", str(corpus / "cache"), "--out", str(out)]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert "Synthetic speech: these numbers say nothing of human speech." in result.output
+    assert {(row["synthetic"], row["random_weights"]) for row in rows(out)} == {("True", "False")}

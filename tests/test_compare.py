@@ -246,3 +246,14 @@ def test_help_says_what_the_corrected_p_is_and_what_not_to_conclude() -> None:
     text = " ".join(call("--help").split())
     for sentence in ("and allows for how many pairs there are (Holm)", "What not to conclude"):
         assert sentence in text
+
+
+def test_numbers_that_are_no_result_are_said_to_be_none(tmp_path: Path) -> None:
+    plain, random = write(tmp_path / "plain", scores(1, 0.8)), tmp_path / "random"
+    write_run(random, scores(2, 0.5), None, {"head": "x", "random_weights": True})
+    told = call(plain, write(tmp_path / "other", scores(3, 0.7)))
+    assert "no result" not in told
+    out = tmp_path / "compared.json"
+    told = call(plain, random, "--json", out)
+    assert "these numbers are no result (of 1 of 2 runs)." in told
+    assert len(json.loads(out.read_text())["provisos"]) == 1
