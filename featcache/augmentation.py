@@ -120,14 +120,14 @@ class Reply:
     """What became of a request.
 
     Attributes:
-        files: names of the copies' files, all of them; empty where there are none.
-        num_made: how many were made; the others were there.
-        failure: why there are none, in words; empty where there are.
+        files: id of a copy to its file's name, of those that are there now.
+        num_made: how many of them were made; the others were there.
+        failures: id of a copy that cannot be made to why.
     """
 
-    files: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
     num_made: int = 0
-    failure: str = ""
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_recipe(text: str) -> Recipe:
@@ -201,18 +201,27 @@ class Maker:
         self._folder = folder
 
     def __call__(self, request: Request) -> Reply:
-        """Write the copies that are not there yet."""
-        files, made = [], 0
+        """Write the copies that are not there yet; one that cannot be made leaves the others."""
         try:
             recording = decode(request.audio, request.start_s, request.end_s)
-            for copy in request.copies:
-                files.append(copy.file_name(recording))
-                if not (self._folder / files[-1]).exists():
-                    write_atomically(self._folder / files[-1], augmented(recording, copy))
-                    made += 1
         except FeatcacheError as error:
-            return Reply(failure=str(error))
-        return Reply(files, made)
+            return without_any(request.copies, str(error))
+        files, failures, made = {}, {}, 0
+        for copy in request.copies:
+            path = self._folder / copy.file_name(recording)
+            try:
+                if not path.exists():
+                    write_atomically(path, augmented(recording, copy))
+                    made += 1
+                files[copy.id] = path.name
+            except FeatcacheError as error:
+                failures[copy.id] = str(error)
+        return Reply(files, made, failures)
+
+
+def without_any(copies: Sequence[Copy], reason: str) -> Reply:
+    """Return the reply where one reason keeps all copies of an original from being made."""
+    return Reply(failures={copy.id: reason for copy in copies})
 
 
 def _effects(name: Any, effects: Any, text: str) -> dict[str, tuple[float, float]]:

@@ -165,8 +165,9 @@ def _digests(task: Task) -> list[str]:
     of_speaker: dict[str | None, list[list[str]]] = {}
     speakers: Sequence[str | None] = task.speakers or [None] * len(task.ids)
     for name, speaker in zip(task.ids, speakers, strict=True):
-        known = [pair for pair in entries[name] if pair[0] == "speaker"]
-        of_speaker.setdefault(speaker, []).append([name, sources_digest(known)])
+        if name not in task.copies:
+            known = [pair for pair in entries[name] if pair[0] == "speaker"]
+            of_speaker.setdefault(speaker, []).append([name, sources_digest(known)])
     told = {
         speaker: blake2b(canonical_json(sorted(found)), digest_size=16).hexdigest()
         for speaker, found in of_speaker.items()

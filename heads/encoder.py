@@ -27,9 +27,10 @@ from torch import nn
 
 from featcache import checkpoints, registry
 from featcache.checkpoints import Checkpoint
-from featcache.errors import CheckpointError, ConfigError
+from featcache.errors import CheckpointError, ConfigError, StreamError
 from featcache.files import sync
 from featcache.stream import StreamSpec
+from featcache.view import View
 
 Freeze = int | str
 """What of an encoder does not train: one of `FREEZES`, or all up to layer N (0: all below layer 1)."""
@@ -207,7 +208,7 @@ def load_encoder(
     """
     check_freeze(freeze)
     plugin = encoder_of(spec)
-    found = _found(plugin, spec, checkpoint, revision)
+    found = checkpoint_of(spec, checkpoint, revision)
     parts = plugin.parts(found)
     layer = spec.layers[start_of(spec, start_layer)]
     below = plugin.below(parts, spec.kind, layer)
@@ -267,13 +268,33 @@ def start_of(spec: StreamSpec, start_layer: int | None) -> int:
 
 def least_frames(spec: StreamSpec, checkpoint: str | None, revision: str | None = None) -> int:
     """Return how many frames of a stream give its encoder's first state."""
-    plugin = encoder_of(spec)
-    return plugin.least(_found(plugin, spec, checkpoint, revision), spec.kind)
+    return encoder_of(spec).least(checkpoint_of(spec, checkpoint, revision), spec.kind)
 
 
-def _found(plugin: type[EncoderModule], spec: StreamSpec, checkpoint: str | None, revision: str | None) -> Checkpoint:
-    """Return a checkpoint that is the one a stream was computed with, as far as any was."""
-    made_with = spec.checkpoint
+def check_least(view: View, checkpoint: str | None, revision: str | None = None) -> None:
+    """Refuse a stream's utterances if one is too short for a state of the encoder.
+
+    Raises:
+        StreamError: one is; names the shortest.
+    """
+    if not len(view.ids):
+        return
+    least, shortest = least_frames(view.stream.spec, checkpoint, revision), int(view.lengths.argmin())
+    if view.lengths[shortest] < least:
+        raise StreamError(
+            f"{view.ids[shortest]!r} has {int(view.lengths[shortest])} frames in {view.stream.name}; the encoder needs "
+            f"{least} for its first state. Leave the utterance out of the manifest."
+        )
+
+
+def checkpoint_of(spec: StreamSpec, checkpoint: str | None, revision: str | None = None) -> Checkpoint:
+    """Return the checkpoint of the encoder that starts from a stream: that which it was computed with, if any was.
+
+    Raises:
+        ConfigError: no encoder starts from the stream, or the stream is of another checkpoint.
+        CheckpointError: there is none.
+    """
+    plugin, made_with = encoder_of(spec), spec.checkpoint
     if made_with is None:
         return plugin.resolve(checkpoint, revision)
     try:

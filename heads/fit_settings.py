@@ -22,7 +22,7 @@ class FitSettings:
             over the fold's training part, of the number of steps nearest to ``utterances / (batch_size * accumulate)``.
         accumulate: batches whose gradients are averaged for one optimiser step.
         average: weights of so many evaluations, the best on validation, are averaged and taken in place of the best
-            one's alone (Morais et al. 2022, section 3.2).
+            one's alone (Morais et al. 2022, section 2.3).
         optimiser: ``"adamw"``, or ``"sgd"`` with `momentum`, whose weight decay is not decoupled.
         momentum: of ``"sgd"``.
         halve_from: the learning rate is halved when so many units are done, and then every `halve_every` units; None

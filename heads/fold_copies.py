@@ -1,53 +1,46 @@
 """Augmented copies in folds: they train where their originals train, and are never chosen on or scored.
 
 A copy is a manifest row with the column ``version_of``, the id of its original. Folds are made of originals alone;
-then the copies of training originals join them. What a copy lacks (label, speaker, session, other columns) is its
-original's.
+then the copies of training originals join them. What a copy lacks (label, speaker, session, text, other columns) is
+its original's.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from featcache.errors import ProtocolError
 from featcache.files import quoted
 from featcache.manifest import Utterance
-from heads.protocol import COPY_OF, Fold
+from heads.protocol import COPY_OF, Fold, lineages, originals
 
-_OWN = ("label", "speaker", "session")
+__all__ = ["completed", "originals", "with_copies", "with_their_copies"]
+
+_SAME = ("label", "speaker", "session", "text")
 
 
-def originals(utterances: Iterable[Utterance]) -> dict[str, str]:
-    """Return the id of each copy to that of its original; the original of a copy of a copy is the first of them.
+def with_their_copies(ids: Collection[str], utterances: Iterable[Utterance]) -> set[str]:
+    """Return ids, and those of all copies of these utterances, copies of copies too.
+
+    Where utterances are left out, these are: without its original nobody could tell in which part a copy may be.
 
     Raises:
-        ProtocolError: the column holds no id, or copies that are versions of one another.
+        ProtocolError: see :func:`heads.protocol.lineages`.
     """
-    direct: dict[str, str] = {}
-    for utterance in utterances:
-        value = utterance.column(COPY_OF)
-        if value is None or value == "":
-            continue
-        if not isinstance(value, str):
-            raise ProtocolError(
-                f"{utterance.id!r}: the column {COPY_OF!r} must be the id of an utterance, got {quoted(value)}."
-            )
-        direct[utterance.id] = value
-    found = dict(direct)
-    for name in direct:
-        seen = {name}
-        while found[name] in direct:
-            if found[name] in seen:
-                raise ProtocolError(f"{name!r} is a version of itself ({COPY_OF!r} leads back to it). Correct the row.")
-            seen.add(found[name])
-            found[name] = direct[found[name]]
-    return found
+    return {*ids, *(name for name, line in lineages(utterances).items() if any(one in ids for one in line))}
 
 
-def completed(utterances: Sequence[Utterance]) -> list[Utterance]:
-    """Return utterances whose copies have what only their originals say: label, speaker, session, further columns.
+def completed(utterances: Sequence[Utterance], same: Collection[str] = ()) -> list[Utterance]:
+    """Return utterances whose copies have what only their originals say: label, speaker, text, further columns.
+
+    A copy of a copy is then one of its original, so that it needs nobody else to be known as that.
+
+    Args:
+        utterances: originals and copies.
+        same: columns in which a copy may not differ from its original, beside label, speaker, session and text.
 
     Raises:
-        ProtocolError: a copy whose original is not there, or has another label, speaker or session.
+        ProtocolError: a copy whose original is not there, or says something else.
     """
     originals_of = originals(utterances)
     if not originals_of:
@@ -61,31 +54,31 @@ def completed(utterances: Sequence[Utterance]) -> list[Utterance]:
             "originals, or take the copies out."
         )
     return [
-        _completed(utterance, by_id[originals_of[utterance.id]]) if utterance.id in originals_of else utterance
+        _completed(utterance, by_id[originals_of[utterance.id]], same) if utterance.id in originals_of else utterance
         for utterance in utterances
     ]
 
 
-def _completed(copy: Utterance, original: Utterance) -> Utterance:
-    for name in _OWN:
+def _completed(copy: Utterance, original: Utterance, same: Collection[str]) -> Utterance:
+    for name in (*_SAME, *same):
         own, its = copy.column(name), original.column(name)
-        if own and own != its:
+        if _says(own) and own != its:
             raise ProtocolError(
-                f"The copy {copy.id!r} has the {name} {own!r}, and its original {original.id!r} has {its!r}. A copy is "
-                "of the same speaker, says the same and has the same label: correct the row, or leave its columns out."
+                f"The copy {copy.id!r} has the {name} {quoted(own)}, and its original {original.id!r} has "
+                f"{quoted(its)}. A copy is of the same speaker, says the same and has the same label: correct the row, "
+                "or leave its columns out."
             )
+    own_columns = {name: value for name, value in copy.extra.items() if _says(value)}
     return replace(
         copy,
-        label=original.label,
-        speaker=original.speaker,
-        session=original.session,
-        extra={**{name: value for name, value in original.extra.items() if name != COPY_OF}, **copy.extra},
+        **{name: original.column(name) for name in _SAME},
+        extra={**original.extra, **own_columns, COPY_OF: original.id},
     )
 
 
-def stripped(fold: Fold, copies: Collection[str]) -> Fold:
-    """Return a fold without the copies in its training part; elsewhere they stay, for the checks to find."""
-    return replace(fold, train=tuple(name for name in fold.train if name not in copies)) if copies else fold
+def _says(value: Any) -> bool:
+    """Return whether a column says something; missing numbers are NaN in tables."""
+    return value is not None and value != "" and value == value
 
 
 def with_copies(fold: Fold, listed: Fold, originals_of: Mapping[str, str], as_listed: bool) -> Fold:

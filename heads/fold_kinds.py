@@ -183,24 +183,36 @@ def _divided(
     name: str, corpus: Sequence[Utterance], shares: tuple[float, float, float], rank: Callable[[str], bytes]
 ) -> Fold:
     """Return a fold by shares of each class, rounded; a class of three or more is in every part, any is in train."""
-    classes: dict[str | None, list[str]] = {}
-    for utterance in corpus:
-        classes.setdefault(utterance.label, []).append(utterance.id)
-    validation: set[str] = set()
-    test: set[str] = set()
-    for ids in classes.values():
-        ranked = sorted(ids, key=rank)
-        tested = _count(shares[2], len(ids), len(ids) - 1)
-        chosen = _count(shares[1], len(ids), len(ids) - 1 - tested)
-        test.update(ranked[:tested])
-        validation.update(ranked[tested : tested + chosen])
+    _, validation_share, test_share = shares
+    test, validation = drawn(corpus, rank, test_share, validation_share)
     train = tuple(utterance.id for utterance in corpus if utterance.id not in validation | test)
     return Fold(name, train, tuple(sorted(validation)), tuple(sorted(test)))
 
 
-def _count(share: float, of: int, most: int) -> int:
-    """Return a share of a number, rounded, at least one and at most what is left."""
-    return min(most, max(1, math.floor(share * of + 0.5)))
+def drawn(corpus: Sequence[Utterance], rank: Callable[[str], bytes], *shares: float) -> list[set[str]]:
+    """Return disjoint draws from a corpus, of each class alike, which leave at least one of each class.
+
+    Args:
+        corpus: the utterances.
+        rank: gives an id its place; the first are drawn.
+        shares: of each class, rounded, but at least one as long as more than one is left.
+    """
+    classes: dict[str | None, list[str]] = {}
+    for utterance in corpus:
+        classes.setdefault(utterance.label, []).append(utterance.id)
+    draws: list[set[str]] = [set() for _ in shares]
+    for ids in classes.values():
+        left = sorted(ids, key=rank)
+        for share, draw in zip(shares, draws, strict=True):
+            count = min(len(left) - 1, rounded(share, len(ids)))
+            draw.update(left[:count])
+            left = left[count:]
+    return draws
+
+
+def rounded(share: float, of: int) -> int:
+    """Return a share of a number, rounded, at least 1."""
+    return max(1, math.floor(share * of + 0.5))
 
 
 def ranking(seed: int, *purpose: str) -> Callable[[str], bytes]:

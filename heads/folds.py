@@ -6,7 +6,6 @@ at random over utterances as SUPERB's emotion task does (https://arxiv.org/abs/2
 there not), or by whole speakers. Augmented copies train where their originals do (:mod:`heads.fold_copies`).
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,14 +14,16 @@ from typing import Literal, overload
 
 from featcache.errors import ManifestError, ProtocolError
 from featcache.manifest import Utterance
-from heads.fold_copies import completed, originals, stripped, with_copies
+from heads.fold_copies import completed, originals, with_copies
 from heads.fold_files import natural_key, read_folds, save_folds
 from heads.fold_kinds import (
     KINDS,
+    drawn,
     leave_one_out,
     own_split,
     random_folds,
     ranking,
+    rounded,
     speaker_dependent,
     stratified,
     within,
@@ -133,12 +134,12 @@ def make_folds(
     strays = stray_copies(listed, originals_of)
     if strays:
         raise ProtocolError(refusal(f"The folds {str(kind)!r}", strays))
-    folds = [stripped(fold, set(originals_of)) for fold in listed]
+    folds = [fold.without(originals_of) for fold in listed]
     problems: list[Problem] = []
     if "unknown" in allowed:
         problems = [problem for problem in check_folds(folds, corpus) if problem.name == "unknown"]
         known = {utterance.id for utterance in everything}
-        folds = [_without({name for ids in fold.parts.values() for name in ids} - known, fold) for fold in folds]
+        folds = [fold.within(known) for fold in folds]
     if validation > 0:
         folds = [fold if fold.validation else _cut(fold, corpus, validation, validation_by, seed) for fold in folds]
     as_listed = any(name in originals_of for fold in listed for name in fold.train)
@@ -216,18 +217,13 @@ def _divide(
     if name == "stratified" and argument:
         return [stratified(corpus, argument, seed)]
     if name == "within" and argument:
-        outer = [stripped(fold, copies) for fold in _divide(corpus, argument, seed, unlabelled, copies)]
+        outer = [fold.without(copies) for fold in _divide(corpus, argument, seed, unlabelled, copies)]
         return within(outer, corpus, seed)
     if isinstance(kind, Path) or kind.endswith(".json") or Path(kind).exists():
         folds = read_folds(kind, {utterance.id for utterance in corpus} | copies)
-        return [_without(unlabelled, fold) for fold in folds]
+        return [fold.without(unlabelled) for fold in folds]
     kinds = "; ".join(f"{known}: {meaning}" for known, meaning in KINDS.items())
     raise ProtocolError(f"There are no folds of the kind {kind!r}, and no such file. Kinds are: {kinds}.")
-
-
-def _without(left_out: Set[str], fold: Fold) -> Fold:
-    parts = {part: tuple(name for name in ids if name not in left_out) for part, ids in fold.parts.items()}
-    return Fold(fold.name, parts["train"], parts["validation"], parts["test"])
 
 
 def _cut(fold: Fold, corpus: Sequence[Utterance], share: float, by: str, seed: int) -> Fold:
@@ -237,21 +233,9 @@ def _cut(fold: Fold, corpus: Sequence[Utterance], share: float, by: str, seed: i
     if not train:
         return fold  # check_folds says so
     rank = ranking(seed, "validation", fold.name)
-    chosen = _choose_utterances(train, share, rank) if by == "utterance" else _choose_speakers(train, share, rank, fold)
+    [chosen] = drawn(train, rank, share) if by == "utterance" else [_choose_speakers(train, share, rank, fold)]
     left = tuple(name for name in fold.train if name not in chosen)
     return replace(fold, train=left, validation=tuple(name for name in fold.train if name in chosen))
-
-
-def _choose_utterances(train: Sequence[Utterance], share: float, rank: Callable[[str], bytes]) -> set[str]:
-    classes: dict[str | None, list[str]] = {}
-    for utterance in train:
-        classes.setdefault(utterance.label, []).append(utterance.id)
-    chosen: set[str] = set()
-    for ids in classes.values():
-        # At least one of each class where there are two, and never all of it.
-        count = min(len(ids) - 1, max(1, math.floor(share * len(ids) + 0.5)))
-        chosen.update(sorted(ids, key=rank)[:count])
-    return chosen
 
 
 def _choose_speakers(train: Sequence[Utterance], share: float, rank: Callable[[str], bytes], fold: Fold) -> set[str]:
@@ -265,7 +249,7 @@ def _choose_speakers(train: Sequence[Utterance], share: float, rank: Callable[[s
     classes = set().union(*heard.values())
     chosen: list[str] = []
     left = sorted(heard, key=rank)
-    for _ in range(max(1, math.floor(share * len(heard) + 0.5))):
+    for _ in range(rounded(share, len(heard))):
         covered = set().union(*(heard[speaker] for speaker in chosen))
         spare = [one for one in left if set().union(*(heard[other] for other in left if other != one)) == classes]
         if not spare:

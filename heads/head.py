@@ -6,8 +6,8 @@ Nothing is ever chosen on test data: settings with several values are chosen on 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 
 from featcache.cache import CachedStream
 from featcache.errors import ConfigError, ScoresError, UnknownNameError
+from featcache.stream import StreamSpec
 from heads.fit_settings import FitSettings
 from heads.inputs import Inputs
 from heads.layers import exact
@@ -23,6 +24,9 @@ from heads.task import Outcome, Task, Trained
 
 OnProgress = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
+
+_DECISIVE = ("settings.", "dim:", "layers:", "frame_shift_s:")
+"""Lines of :meth:`StreamSpec.differences` on what trained weights depend on; not how frames are stored, for one."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,14 @@ class GradientHead(Head, Generic[InputsT]):
     Attributes:
         stacked: whether a fold's candidates train side by side as one job, by ``torch.vmap``, and jobs in threads. A
             module with recurrent layers, batch norm or dropout (threads share one generator) trains alone.
+        start_may_change: settings that may be others than those of the run whose weights a training begins with, as
+            they do not decide what these weights compute.
     """
 
     stacked: ClassVar[bool]
+    start_may_change: ClassVar[frozenset[str]] = frozenset(
+        {"dropout", "pooled_dropout", "encoder_dropout", "freeze", "checkpoint", "revision"}
+    )
 
     @abstractmethod
     def inputs(self, task: Task) -> InputsT:
@@ -226,6 +235,74 @@ class GradientHead(Head, Generic[InputsT]):
                 total = torch.zeros(len(chunk), rows.shape[1], dtype=torch.float64).index_add_(0, owners, rows)
                 values[chunk.numpy()] = (total / torch.bincount(owners, minlength=len(chunk))[:, None]).numpy()
         return values
+
+
+class Begun(dict[str, np.ndarray]):
+    """Trained weights by name, for another training to begin with, and what they were trained as.
+
+    Args:
+        weights: the arrays.
+        run: folder of their run, for messages.
+        head: the head that they were trained in.
+        specs: the streams that it read.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, np.ndarray], run: str, head: GradientHead, specs: Iterable[StreamSpec]
+    ) -> None:
+        super().__init__(weights)
+        self._run, self._head, self._specs = run, head, list(specs)
+
+    def check(self, head: GradientHead, specs: Iterable[StreamSpec]) -> None:
+        """Refuse a head or streams with which these weights would compute something else.
+
+        Shapes do not tell: those of a convolution fit whatever its stride and the number of bands.
+
+        Raises:
+            ConfigError: see above; it names what differs.
+        """
+        check_same_head(self._run, self._head, head)
+        before, now = (sorted(several, key=lambda spec: spec.kind) for several in (self._specs, specs))
+        kinds = [", ".join(spec.kind for spec in several) for several in (before, now)]
+        lines = [f"streams: {kinds[0]} -> {kinds[1]}"] if kinds[0] != kinds[1] else []
+        lines += [
+            f"{ours.kind}.{line}"
+            for theirs, ours in zip(before, now, strict=False)
+            for line in ours.differences(theirs)
+            if ours.kind == theirs.kind and line.startswith(_DECISIVE)
+        ]
+        _refuse_differences(self._run, lines)
+
+
+def check_same_head(run: str, before: GradientHead, now: GradientHead) -> None:
+    """Refuse a head that is another one than that whose weights it is to begin with, or has other settings.
+
+    Args:
+        run: folder of the run whose weights they are, for messages.
+        before: the head of that run.
+        now: the head that is to begin.
+
+    Raises:
+        ConfigError: see above; settings that :attr:`GradientHead.start_may_change` names may be others.
+    """
+    if before.kind() != now.kind():
+        raise ConfigError(
+            f"{run!r}, whose weights the training is to begin with, is of the head {before.kind()!r}, and this "
+            f"training of {now.kind()!r}. Start from a run of {now.kind()!r}."
+        )
+    names = [one.name for one in fields(now) if one.name not in now.start_may_change]  # type: ignore[arg-type]
+    pairs = {name: (getattr(before, name), getattr(now, name)) for name in names}
+    _refuse_differences(
+        run, [f"settings.{name}: {theirs} -> {ours}" for name, (theirs, ours) in pairs.items() if theirs != ours]
+    )
+
+
+def _refuse_differences(run: str, lines: Sequence[str]) -> None:
+    if lines:
+        raise ConfigError(
+            f"The weights of {run!r}, which the training is to begin with, would compute something else here (there -> "
+            f"here): {'; '.join(lines)}. Train with what that run has there, or start from a run that has what is here."
+        )
 
 
 def chosen_layers(layer: int | str, num_layers: int, head: str) -> list[int]:

@@ -119,13 +119,27 @@ class FrameInputs(Inputs):
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return utterances of like length together, at most 256 MiB padded, or one that alone is larger."""
-        lengths = self.view.lengths[positions]
-        order = lengths.argsort(descending=True, stable=True)
         frame_bytes = 4 * len(self.view.layers) * self.view.stream.spec.dim  # padded() gives float32
-        chunks = []
-        while len(order):
-            longest = int(lengths[order[0]])
-            size = min(_EVAL_BATCH, max(1, _EVAL_BYTES // (frame_bytes * longest)))
-            chunks.append(order[:size])
-            order = order[size:]
-        return chunks
+        return longest_first(frame_bytes * self.view.lengths[positions][None])
+
+
+def longest_first(sizes: torch.Tensor, most: int | None = None) -> list[torch.Tensor]:
+    """Return batches of like size: the largest utterance that is left, and those after it for which there is room.
+
+    Args:
+        sizes: ``(streams, utterances)`` what an utterance takes in each stream, in any unit; each is padded by itself.
+        most: what a batch may take, padded, over all streams, where it is more than one utterance; None is 256 MiB.
+
+    Returns:
+        Positions, ``(batch,)`` each.
+    """
+    most = _EVAL_BYTES if most is None else most
+    order = sizes.sum(dim=0).argsort(descending=True, stable=True)
+    batches = []
+    while len(order):
+        ahead = order[:_EVAL_BATCH]
+        padded = sizes[:, ahead].cummax(dim=1).values.sum(dim=0) * torch.arange(1, len(ahead) + 1)
+        size = max(1, int((padded <= most).sum()))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches

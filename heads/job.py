@@ -16,7 +16,7 @@ from featcache.errors import ConfigError
 from featcache.files import canonical_json
 from heads.fit_settings import FitSettings
 from heads.folds import Fold
-from heads.head import GradientHead
+from heads.head import Begun, GradientHead
 from heads.inputs import Inputs
 from heads.layers import LayerMix
 from heads.members import Alone, Members, State, average
@@ -124,12 +124,18 @@ class Job:
         self._labels = torch.from_numpy(task.labels).to(task.device)
         self._targets = None if task.targets is None else torch.from_numpy(task.targets).float().to(task.device)
         self._layers = None if layers[0] is None else torch.tensor(layers)
-        started = task.start.get(self._fold.fold.name, {})
+        apart = {*head.pretrained(self._module), *_taken(head, self._module, task.start.get(self._fold.fold.name, {}))}
+        if settings.pretrained_rate is not None and not apart:
+            raise ConfigError(
+                f"fit.pretrained_rate is {settings.pretrained_rate:g}, the rate of what begins with weights learnt "
+                f"elsewhere, and here all of the head {head.kind()!r} begins at random. Set start to the folder of a "
+                "run whose weights it begins with, or fit.pretrained_rate to null."
+            )
         self._optimiser = self._members.optimiser(
             settings,
             [member.settings["learning_rate"] for member in self._list],
             [member.settings["weight_decay"] for member in self._list],
-            {*head.pretrained(self._module), *_taken(head, self._module, started)},
+            apart,
         )
         self._windows = generator(settings, f"{self._fold.fold.name} windows")
         self._class_weights = self._weigh()
@@ -143,6 +149,8 @@ class Job:
         module = head.module(**head.shapes(task))
         started = task.start.get(self._fold.fold.name)
         if started is not None:
+            if isinstance(started, Begun):
+                started.check(head, [stream.spec for stream in task.streams.values()])
             names = _taken(head, module, started)
             module.load_state_dict({name: torch.from_numpy(np.array(started[name])) for name in names}, strict=False)
         head.prepare(module, self._inputs, self._fold.train, layer)

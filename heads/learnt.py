@@ -18,7 +18,7 @@ from featcache.audio import RESAMPLER
 from featcache.cache import CachedStream
 from featcache.manifest import Utterance
 from featcache.tuned import Tuned
-from heads.protocol import Fold, Problem, copy_of, shown
+from heads.protocol import Fold, Problem, originals, shown
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def check_learnt(
         in neither train nor validation: warnings where it knows none of these utterances, and only names coincide.
     """
     corpus = {utterance.id: utterance for utterance in utterances}
-    originals = copy_of(corpus.values())
+    copies = originals(corpus.values())
     problems: list[Problem] = []
     for fold in folds:
         for source in sources.get(fold.name, ()):
             for record in source.tuned.everything():
                 name = source.name if record == source.tuned else f"{source.name}, which began with {record.run!r},"
-                met = _Met(record, originals, audio)
+                met = _Met(record, copies, audio)
                 problems += _check(fold, Source(name, record, source.hint), met, corpus)
     return problems
 
@@ -115,10 +115,10 @@ def learnt_among(record: Tuned, known: Sequence[tuple[str | None, str | None]]) 
 class _Met:
     """Finds the utterances of a corpus among those of a record."""
 
-    def __init__(self, record: Tuned, originals: Mapping[str, str], audio: Audio) -> None:
+    def __init__(self, record: Tuned, copies: Mapping[str, str], audio: Audio) -> None:
         self._record, self._audio = record, audio
         self._comparable = bool(audio.form) and audio.form == record.audio_form
-        self._copies = {**originals, **record.copies}
+        self._copies = {**copies, **record.copies}
 
     def split(self, part: Sequence[str], learnt: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         """Return the utterances of a part that are among those learnt, with their names there; and mere namesakes."""
@@ -172,9 +172,8 @@ def _check(fold: Fold, source: Source, met: _Met, corpus: Mapping[str, Utterance
 
 
 def _of_what(source: Source) -> str:
-    """Return for what something has learnt, and what to do where it may not be read."""
-    record = source.tuned
-    return f"for the fold {record.fold!r} of {record.run!r}{source.hint and '; '}{source.hint}"
+    """Return for what something has learnt."""
+    return f"for the fold {source.tuned.fold!r} of {source.tuned.run!r}"
 
 
 def _coinciding(fold: Fold, source: Source, namesakes: Sequence[str]) -> Problem:

@@ -4,6 +4,10 @@ Source of the two fusions: Morais et al. 2022, section 3.1. Early (their ``+``):
 frames brought to the rate of the slowest stream, and what belongs to one time laid side by side, before one pooling.
 Late (their ``&``): a pooling for each stream, whose utterance embeddings are laid side by side. Then dropout and a
 linear layer. What a pooling head adds is its pooling, :meth:`PoolingHead.pooling`.
+
+What lies behind an utterance has no part in a score or a gradient, as long as it is numbers: :meth:`View.padded` has
+zeros there. Something that is no number would reach the gradients of the layer weights; to blank it first would copy
+every layer of a batch.
 """
 
 from abc import abstractmethod

@@ -2,13 +2,14 @@
 
 A probe asks what the codes of a trained encoder hold. Who speaks is asked as Makiuchi, Uto and Shinoda 2021, section
 6.2, ask it: on the speakers that the encoder was trained on, a fifth of each one's utterances tested. Whatever else is
-asked keeps the encoder's own folds, so that neither the encoder nor the probe has heard the speakers of test.
+asked keeps the encoder's own folds, so that neither the encoder nor the probe has heard the speakers of test. Items are
+of originals alone: the augmented copies that an encoder was trained with are left out of every part of a probe.
 
 Random choices follow from digests of names and the seed, not from the order of anything.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -19,7 +20,7 @@ from featcache.cache import CachedStream
 from featcache.errors import ProtocolError, StreamError
 from featcache.files import canonical_json
 from featcache.manifest import Utterance
-from heads.folds import ranking
+from heads.fold_kinds import ranking, rounded
 from heads.protocol import Fold, shown
 from heads.task import Outcome, Task
 from heads.unfinished import Unfinished
@@ -37,8 +38,8 @@ def speaker_dependent_fold(
     not on the order of anything nor on other speakers. The published experiment chose nothing and had no validation.
 
     Args:
-        fold: a fold that the encoder was trained on; its train and validation parts are divided, and its test part is
-            left out.
+        fold: a fold of originals that the encoder was trained on; its train and validation parts are divided, and its
+            test part is left out. Copies would be dealt apart from their originals: leave them out before.
         speakers: speaker of each utterance.
         seed: of the draw.
         test: share of a speaker's utterances that are tested.
@@ -68,18 +69,13 @@ def speaker_dependent_fold(
     parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for speaker, ids in spoken.items():
         ranked = sorted(ids, key=ranking(seed, "probe", fold.name, speaker))
-        num_test = _share(test, len(ranked))
-        num_validation = _share(validation, len(ranked) - num_test)
+        num_test = rounded(test, len(ranked))
+        num_validation = rounded(validation, len(ranked) - num_test) if validation else 0
         if num_test + num_validation < len(ranked):
             parts["test"] += ranked[:num_test]
             parts["validation"] += ranked[num_test : num_test + num_validation]
             parts["train"] += ranked[num_test + num_validation :]
     return Fold(fold.name, *(tuple(sorted(parts[part])) for part in ("train", "validation", "test")))
-
-
-def _share(share: float, count: int) -> int:
-    """Return a share of a count, rounded; at least 1 unless the share is 0."""
-    return max(1, int(share * count + 0.5)) if share else 0
 
 
 @dataclass(frozen=True)
@@ -213,7 +209,7 @@ def make_probe(
         StreamError: see :func:`frame_items`.
     """
     items, places = dict(utterances), {}
-    fold = within(fold, utterances)
+    fold = fold.within(utterances)
     if phones is not None:
         drawn = frame_items(codes, phones, sorted(name for part in fold.parts.values() for name in part), seed)
         items = {one.id: replace(utterances[one.utterance], id=one.id, label=one.label, audio=None) for one in drawn}
@@ -221,7 +217,8 @@ def make_probe(
         frames_of: dict[str, list[str]] = {}
         for one in drawn:
             frames_of.setdefault(one.utterance, []).append(one.id)
-        fold = _with_parts(fold, lambda ids: [item for name in ids for item in frames_of.get(name, ())])
+        parts = ([item for name in part for item in frames_of.get(name, ())] for part in fold.parts.values())
+        fold = Fold(fold.name, *map(tuple, parts))
     known = {items[name].label for name in fold.train}
     fold = replace(fold, validation=tuple(name for name in fold.validation if items[name].label in known))
     for part in ("train", "test"):
@@ -236,15 +233,6 @@ def make_probe(
     return Probe(
         fold, {name: items[name] for name in used}, codes, {name: places[name] for name in used if name in places}
     )
-
-
-def within(fold: Fold, ids: Container[str]) -> Fold:
-    """Return a fold without the utterances that are not among some."""
-    return _with_parts(fold, lambda part: [name for name in part if name in ids])
-
-
-def _with_parts(fold: Fold, change: Callable[[tuple[str, ...]], Iterable[str]]) -> Fold:
-    return Fold(fold.name, *(tuple(change(fold.parts[part])) for part in ("train", "validation", "test")))
 
 
 def united(probes: Sequence[Probe]) -> Task:

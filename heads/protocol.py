@@ -12,10 +12,11 @@ speaker names, is not visible here.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from featcache.errors import ProtocolError
 from featcache.files import quoted
 from featcache.manifest import Utterance
 from heads.duplicates import Copy, Span, copied, copies, overlaps, shared_spans, words
@@ -61,6 +62,14 @@ class Fold:
         """The three parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    def within(self, ids: Container[str]) -> "Fold":
+        """Return the fold without the utterances that are not among some."""
+        return Fold(self.name, *(tuple(name for name in part if name in ids) for part in self.parts.values()))
+
+    def without(self, ids: Container[str]) -> "Fold":
+        """Return the fold without some utterances."""
+        return Fold(self.name, *(tuple(name for name in part if name not in ids) for part in self.parts.values()))
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -98,6 +107,9 @@ def check_folds(
 
     Returns:
         Errors and warnings, those about all folds first, then fold by fold.
+
+    Raises:
+        ProtocolError: see :func:`lineages`.
     """
     corpus = {utterance.id: utterance for utterance in utterances}
     named = [corpus[name] for name in sorted({name for fold in folds for name in _ids(fold)}) if name in corpus]
@@ -106,7 +118,7 @@ def check_folds(
     problems = _check_set(folds, corpus, named)
     problems += _check_texts(folds, named)
     problems += _check_copies(folds, corpus, copied(named, audio or {}))
-    problems += stray_copies(folds, copy_of(corpus.values()))
+    problems += stray_copies(folds, originals(corpus.values()))
     for fold in folds:
         problems += _check_parts(fold, corpus)
         problems += _check_speakers(fold, corpus)
@@ -115,9 +127,42 @@ def check_folds(
     return problems
 
 
-def copy_of(utterances: Iterable[Utterance]) -> dict[str, str]:
-    """Return the id of each augmented copy to that of the utterance that it is a version of, as the manifest says."""
-    return {one.id: str(one.column(COPY_OF)) for one in utterances if one.column(COPY_OF)}
+def lineages(utterances: Iterable[Utterance]) -> dict[str, list[str]]:
+    """Return the id of each augmented copy to what it is a version of, what that is a version of, and so on.
+
+    The last is its original, whether it is among the utterances or not.
+
+    Raises:
+        ProtocolError: the column holds no id, or copies that are versions of one another.
+    """
+    direct: dict[str, str] = {}
+    for utterance in utterances:
+        value = utterance.column(COPY_OF)
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str):
+            raise ProtocolError(
+                f"{utterance.id!r}: the column {COPY_OF!r} must be the id of an utterance, got {quoted(value)}."
+            )
+        direct[utterance.id] = value
+    found: dict[str, list[str]] = {}
+    for name, first in direct.items():
+        line = [first]
+        while line[-1] in direct:
+            if line[-1] in (name, *line[:-1]):
+                raise ProtocolError(f"{name!r} is a version of itself ({COPY_OF!r} leads back to it). Correct the row.")
+            line.append(direct[line[-1]])
+        found[name] = line
+    return found
+
+
+def originals(utterances: Iterable[Utterance]) -> dict[str, str]:
+    """Return the id of each augmented copy to that of its original; of a copy of a copy that is the first of them.
+
+    Raises:
+        ProtocolError: see :func:`lineages`.
+    """
+    return {name: line[-1] for name, line in lineages(utterances).items()}
 
 
 def stray_copies(folds: Sequence[Fold], originals_of: Mapping[str, str]) -> list[Problem]:

@@ -15,8 +15,7 @@ from featcache.cache import CachedStream
 from featcache.errors import ConfigError, StreamError
 from featcache.stream import StreamSpec
 from featcache.view import View
-from heads import inputs as whole
-from heads.inputs import FrameInputs, Inputs
+from heads.inputs import FrameInputs, Inputs, longest_first
 from heads.layers import Standardise
 
 _MOST_APART = 4  # slow frames: windows that are centred, or lie within the audio, begin and end elsewhere
@@ -72,16 +71,7 @@ class StreamInputs(Inputs):
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return utterances of like size together, at most 256 MiB padded over all streams, or one that is larger."""
-        sizes = self._sizes[:, positions]
-        order = sizes.sum(dim=0).argsort(descending=True, stable=True)
-        chunks = []
-        while len(order):
-            ahead = order[: whole._EVAL_BATCH]
-            padded = sizes[:, ahead].cummax(dim=1).values.sum(dim=0) * torch.arange(1, len(ahead) + 1)
-            size = max(1, int((padded <= whole._EVAL_BYTES).sum()))
-            chunks.append(order[:size])
-            order = order[size:]
-        return chunks
+        return longest_first(self._sizes[:, positions])
 
     def standardise(self, modules: Sequence[Standardise], train: torch.Tensor) -> None:
         """Give each stream's module the mean and standard deviation over the frames of a training part, by layer."""

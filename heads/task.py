@@ -1,6 +1,6 @@
 """What a head learns from, and what learning gives: a task, and an outcome of each fold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ class Task:
         folds: the folds.
         device: where training runs.
         speakers: speaker of each utterance; empty where nobody asked.
+        copies: which of `ids` are augmented copies.
         places: where what is classified are frames and not utterances: the utterance and the frame (of the stream read)
             that each of `ids` stands for; empty otherwise.
         unfinished: where training that is not finished is kept; None keeps nothing.
@@ -44,6 +45,7 @@ class Task:
     folds: Sequence[Fold]
     device: str = "cpu"
     speakers: Sequence[str | None] = ()
+    copies: Set[str] = frozenset()
     places: Sequence[tuple[str, int]] = ()
     unfinished: Unfinished | None = None
     place: Place = "auto"

@@ -9,13 +9,14 @@ its copies: rows with the columns of the original, but an id and audio of their 
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from featcache.augmentation import Copy, Maker, Recipe, Reply, Request, draw
+from featcache.augmentation import Copy, Maker, Recipe, Reply, Request, draw, without_any
 from featcache.errors import ConfigError, ManifestError
-from featcache.files import quoted
+from featcache.files import listed, quoted
 from featcache.manifest import Manifest, Utterance
 from featcache.workers import Died, Workers
 from heads.protocol import COPY_OF
@@ -38,7 +39,7 @@ class Augmented:
         num_copies: copies that the manifest lists now.
         num_brought: those of them that the manifest that was read listed already.
         num_made: those of them that were made now.
-        failures: id of an original to why it has no copies.
+        failures: id of an original to which copies it has not, and why.
         num_strangers: further files among the copies, of other recipes, seeds or recordings.
     """
 
@@ -74,34 +75,39 @@ def run(
 
     Raises:
         ManifestError: an original is called as a copy would be.
-        ConfigError: `out` is a file, or holds a manifest that is not of copies, or of other ones.
+        ConfigError: `out` is a file, or holds a manifest that is not of copies, or that lists what the new one would
+            not, be it as something cannot be made any more.
     """
-    listed = _manifest_there(manifest, out)
+    there = _manifest_there(manifest, out)
     originals = [utterance for utterance in manifest if not utterance.column(COPY_OF)]
     wanted = {utterance.id: draw(recipe, utterance.id, copies, seed) for utterance in originals}
     _check_ids(manifest, wanted)
     if not overwrite:
-        _check_kept(listed, manifest, wanted, out)
+        drawn = [(copy.id, copy.drawn) for copies in wanted.values() for copy in copies]
+        _check_kept(there, [*_drawn(manifest), *drawn], out)
     replies = _made(manifest, originals, wanted, out / AUDIO, workers, on_progress)
     rows: list[Utterance] = []
     for utterance in manifest:
         audio = None if utterance.audio is None else os.path.abspath(manifest.audio_path(utterance))
         rows.append(replace(utterance, audio=audio))
-        files = replies[utterance.id].files if utterance.id in replies else ()
-        rows += [_row(utterance, copy, file) for copy, file in zip(wanted.get(utterance.id, ()), files, strict=False)]
+        if utterance.id in replies:
+            files = replies[utterance.id].files
+            rows += [_row(utterance, copy, files[copy.id]) for copy in wanted[utterance.id] if copy.id in files]
+    failures = {name: _told(reply) for name, reply in replies.items() if reply.failures}
+    if not overwrite:
+        _check_kept(there, _drawn(rows), out, failures)
     num_new, num_brought = len(rows) - len(manifest), len(manifest) - len(originals)
     if num_new:
         Manifest(rows, folder=out).write(out / MANIFEST)
-    named = {file for reply in replies.values() for file in reply.files}
-    named |= {Path(row.audio).name for row in rows if row.audio is not None}
-    there = {file.name for file in (out / AUDIO).glob("*.flac")}
+    named = {Path(row.audio).name for row in rows if row.audio is not None}
+    files_there = {file.name for file in (out / AUDIO).glob("*.flac")}
     return Augmented(
         len(originals),
         num_brought + num_new,
         num_brought,
         sum(reply.num_made for reply in replies.values()),
-        {name: reply.failure for name, reply in replies.items() if reply.failure},
-        len(there - named),
+        failures,
+        len(files_there - named),
     )
 
 
@@ -121,7 +127,7 @@ def _made(
             audio = manifest.audio_path(utterance)
             requests[utterance.id] = Request(audio, utterance.start_s, utterance.end_s, wanted[utterance.id])
         except ManifestError as error:
-            replies[utterance.id] = Reply(failure=str(error))
+            replies[utterance.id] = without_any(wanted[utterance.id], str(error))
     folder.mkdir(parents=True, exist_ok=True)
     number = max(1, min(workers or len(os.sched_getaffinity(0)), len(requests)))
     processes: Workers[Request, Reply] = Workers(number, Maker, folder)
@@ -130,7 +136,7 @@ def _made(
         for start in range(0, len(names), _EACH * number):
             some = names[start : start + _EACH * number]
             for name, reply in zip(some, processes.map([requests[name] for name in some]), strict=True):
-                replies[name] = Reply(failure=f"its process {reply}") if isinstance(reply, Died) else reply
+                replies[name] = without_any(wanted[name], f"its process {reply}") if isinstance(reply, Died) else reply
             on_progress(len(replies), len(originals))
     finally:
         processes.close()
@@ -171,17 +177,43 @@ def _manifest_there(manifest: Manifest, out: Path) -> Sequence[Utterance]:
     return rows
 
 
+def _drawn(rows: Iterable[Utterance]) -> list[tuple[str, Any]]:
+    """Return ids, each with what was drawn for it: nothing for originals."""
+    return [(row.id, row.column(_DRAWN)) for row in rows]
+
+
+def _told(reply: Reply) -> str:
+    """Return which copies an original has not, and why."""
+    which = listed(name.rpartition("~")[2] for name in reply.failures) if reply.files else "copies"
+    return f"no {which}: {'; '.join(dict.fromkeys(reply.failures.values()))}"
+
+
 def _check_kept(
-    there: Sequence[Utterance], manifest: Manifest, wanted: Mapping[str, Sequence[Copy]], out: Path
+    there: Sequence[Utterance], kept: Iterable[tuple[str, Any]], out: Path, failures: Mapping[str, str] = {}
 ) -> None:
-    """Refuse to replace a list by one that lacks some of it: utterances, or copies as they were drawn."""
-    kept = {row.id: row.column(_DRAWN) for row in manifest}
-    kept |= {copy.id: copy.drawn for copies in wanted.values() for copy in copies}
-    lost = [row for row in there if row.id not in kept or row.column(_DRAWN) != kept[row.id]]
-    if lost:
-        what = "copies" if all(row.column(COPY_OF) for row in lost) else "utterances"
-        raise ConfigError(
-            f"{str(out / MANIFEST)!r} lists {len(lost)} {what}, such as {quoted(lost[0].id)}, that this "
-            "manifest, recipe and seed would leave out or draw otherwise. Give another folder, name the kinds and "
-            "numbers of copies that are there as well, or replace the list with --overwrite; files of copies stay."
+    """Refuse to replace a list by one that lacks some of it: utterances, or copies as they were drawn.
+
+    Args:
+        there: the list's rows.
+        kept: id of each row of the new list to what was drawn for it.
+        out: their folder.
+        failures: id of an original to which copies cannot be made, and why; before they are made there are none.
+    """
+    drawn = dict(kept)
+    lost = [row for row in there if row.id not in drawn or row.column(_DRAWN) != drawn[row.id]]
+    if not lost:
+        return
+    source = str(lost[0].column(COPY_OF) or "")
+    what = "copies" if all(row.column(COPY_OF) for row in lost) else "utterances"
+    why, remedy = (
+        (f"cannot be made now ({source}: {failures[source]})", "Bring back what they are made of")
+        if source in failures
+        else (
+            "this manifest, recipe and seed would leave out or draw otherwise",
+            "Give another folder, name the kinds and numbers of copies that are there as well",
         )
+    )
+    raise ConfigError(
+        f"{str(out / MANIFEST)!r} lists {len(lost)} {what}, such as {quoted(lost[0].id)}, that {why}. {remedy}, or "
+        "replace the list with --overwrite; files of copies stay."
+    )

@@ -1,6 +1,6 @@
 """What a training begins with and aims at beside the manifest's labels: another run's weights, annotators' votes."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from featcache.checkpoints import file_sha256
-from featcache.errors import ConfigError
+from featcache.errors import ConfigError, ScoresError
 from featcache.files import listed, quoted
 from featcache.manifest import Utterance
+from featcache.stream import StreamSpec
 from heads.folds import Fold
-from heads.head import GradientHead, Head
+from heads.head import Begun, GradientHead, Head, check_same_head
 from heads.learnt import Source
 from heads.runs import read_config
-from pipelines.provenance import records_of_run
+from pipelines.config import recorded_config
+from pipelines.provenance import read_object, records_of_run
 from pipelines.restore import fold_weights
+from pipelines.run_folders import STREAMS, load_head
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Start:
         sources: fold of the training that begins to what those weights have learnt from.
         sha256: digest of its weights.
         random: whether these come from weights that learnt nothing.
+        head: the run's head.
+        specs: fold of the training that begins to the streams that the run read there.
     """
 
     folder: Path
@@ -37,17 +42,20 @@ class Start:
     sources: Mapping[str, Source]
     sha256: str
     random: bool
+    head: GradientHead
+    specs: Mapping[str, Sequence[StreamSpec]]
 
-    def weights(self, fold: str) -> dict[str, np.ndarray]:
-        """Return the arrays that a fold's training begins with, by name."""
-        return fold_weights(self.folder, self.folds[fold])
+    def weights(self, fold: str) -> Begun:
+        """Return the arrays that a fold's training begins with, by name, and what they were trained as."""
+        return Begun(fold_weights(self.folder, self.folds[fold]), str(self.folder), self.head, self.specs[fold])
 
 
 def open_start(folder: str, head: Head, folds: Sequence[Fold]) -> Start:
     """Return what a training begins with: for each fold the run's fold of that name, or its only one.
 
     Raises:
-        ConfigError: the head takes no weights, or the run lacks a fold.
+        ConfigError: the head takes no weights, or is not that of the run, with the settings that count; or the run
+            lacks a fold. Whether the streams are the same shows when the training takes the weights.
         ScoresError: it is no trained run, or a file of it is damaged.
     """
     if not isinstance(head, GradientHead):
@@ -63,12 +71,30 @@ def open_start(folder: str, head: Head, folds: Sequence[Fold]) -> Start:
             f"{listed(records)}. Train it on folds of the same names (such as within:KIND), or on a single one."
         )
     config = read_config(path / "config.yaml") or {}
+    recorded = recorded_config(config)
+    before = load_head(recorded.head, recorded.settings)
+    if not isinstance(before, GradientHead):
+        raise ConfigError(f"{folder!r} is of the head {before.kind()!r}, with whose weights no training begins.")
+    check_same_head(folder, before, head)
     taken = {name: str(found) for name, found in chosen.items()}
     sources = {name: Source(f"the run {path.resolve().name!r}", records[found]) for name, found in taken.items()}
     for name in set(taken.values()):
         fold_weights(path, name, check_only=True)
     digest = file_sha256(path / "weights.safetensors")
-    return Start(path, taken, sources, digest, bool(config.get("random_weights")))
+    specs = {name: _specs(path, found) for name, found in taken.items()}
+    return Start(path, taken, sources, digest, bool(config.get("random_weights")), before, specs)
+
+
+def _specs(folder: Path, fold: str) -> list[StreamSpec]:
+    """Return the streams that a run read in a fold."""
+    values = read_object(folder / STREAMS) or {}
+    try:
+        read = [*values["streams"].values(), *(each[fold] for each in values.get("fold_streams", {}).values())]
+        return [StreamSpec.from_json(spec) for spec in read]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ScoresError(
+            f"{str(folder / STREAMS)!r} is missing or damaged ({error!r}). Train the run again with --overwrite."
+        ) from None
 
 
 def shares_of_votes(
@@ -96,7 +122,8 @@ def shares_of_votes(
     for row, utterance in enumerate(utterances):
         votes = _votes(utterance, column)
         counts = np.array([float(votes.get(name, 0)) for name in classes])
-        if counts.sum() > 0:
+        if counts.max() > 0:
+            counts /= counts.max()  # or the sum of huge ones is infinite
             shares[row] = counts / counts.sum()
             voted += 1
     if not voted:
@@ -121,4 +148,4 @@ def _votes(utterance: Utterance, column: str) -> Mapping[str, Any]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from featcache import audio
-from featcache.errors import ConfigError, FeatcacheError, ProtocolError
+from featcache.errors import ConfigError, FeatcacheError, ProtocolError, ScoresError
 from featcache.files import listed
 from featcache.manifest import Manifest, Utterance
 from heads.duplicates import copied
@@ -22,12 +23,16 @@ from heads.fold_copies import completed, originals
 from heads.fold_files import natural_key, read_folds
 from heads.folds import make_folds
 from heads.learnt import Audio, check_learnt
+from heads.models.encoder_decoder import SPEAKER
 from heads.protocol import Fold, Problem, check_folds, shown
 from heads.runs import Run, read_run
 from heads.scores import Scores
 from pipelines.provenance import LEARNT, audio_of_run, read_learnt
 from pipelines.reporting.details import read_candidates
 from pipelines.reporting.wording import texts
+
+_LENGTHS = ("length", "fixed_length")
+"""What heads call the length that they pad to, where the utterances of the task decide it."""
 
 
 def run(
@@ -163,8 +168,6 @@ def check_run(run: Run) -> list[Problem]:
         ScoresError: a file in the run's folder is not usable.
         ProtocolError: ``folds.json`` is not usable.
     """
-    from pipelines.run_folders import CONTEXT
-
     config = run.config or {}
     problems: list[Problem] = []
     folds: list[Fold] = []
@@ -189,14 +192,7 @@ def check_run(run: Run) -> list[Problem]:
             "utterances of this one"
         )
         problems.append(Problem("other-folds", "warning", None, text))
-    if (run.folder / CONTEXT).is_file():
-        text = (
-            f"{CONTEXT!r} holds what scores depend on beside weights and the utterance, such as means of a speaker's "
-            "utterances. It was taken of tested utterances too, without their labels; an utterance that comes alone "
-            "has no such thing"
-        )
-        problems.append(Problem("context", "warning", None, text))
-    return problems
+    return [*problems, *_check_context(run)]
 
 
 def _check_learnt(run: Run, folds: Sequence[Fold]) -> list[Problem]:
@@ -210,6 +206,45 @@ def _check_learnt(run: Run, folds: Sequence[Fold]) -> list[Problem]:
         text = f"{LEARNT!r} does not say what the encoders of the folds {shown(lacking)} have learnt from"
         problems.append(Problem("tuned", "error", None, text))
     return problems
+
+
+def _check_context(run: Run) -> Iterator[Problem]:
+    """Tell what scores depend on beside weights and the utterance.
+
+    Raises:
+        ScoresError: the file that keeps it is damaged.
+    """
+    from pipelines.run_folders import CONTEXT
+
+    path = run.folder / CONTEXT
+    if not path.is_file():
+        return
+    try:
+        with safe_open(path, "np") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ScoresError(f"{str(path)!r} is damaged ({error}). Train the run again with --overwrite.") from None
+    speakers = [name for name in names if name.startswith(SPEAKER)]
+    lengths = [name for name in names if name in _LENGTHS]
+    others = sorted({*names} - {*speakers, *lengths})
+    told = []
+    if speakers:
+        told.append(
+            f"means over each speaker's utterances ({CONTEXT!r} holds those of {len(speakers)} speakers), tested ones "
+            "among them, without their labels; an utterance that comes alone has no such mean"
+        )
+    if lengths:
+        told.append(
+            f"the one length that all utterances are padded to ({CONTEXT!r}, {listed(lengths)}): that of the longest, "
+            "be it a tested one; nothing else of the tested utterances is in it"
+        )
+    if others:
+        told.append(
+            f"what {CONTEXT!r} holds beside weights and the utterance ({listed(others)}), which was taken of tested "
+            "utterances too"
+        )
+    for what in told:
+        yield Problem("context", "warning", None, f"scores depend on {what}")
 
 
 def _by_fold(scores: Scores) -> dict[str, set[str]]:

@@ -370,10 +370,16 @@ def describe(
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option("--layers", min=1, help="Layers of the stream it reads.", show_default="the preset's, or 25"),
+        typer.Option(
+            "--layers",
+            min=1,
+            help="Layers of the stream it reads, where its checkpoint is not here.",
+            show_default="the preset's, or 25",
+        ),
     ] = None,
     dim: Annotated[
-        int | None, typer.Option("--dim", min=1, help="Size of a frame.", show_default="the preset's, or 1024")
+        int | None,
+        typer.Option("--dim", min=1, help="Size of a frame, likewise.", show_default="the preset's, or 1024"),
     ] = None,
     classes: Annotated[int, typer.Option("--classes", min=2, help="Number of classes.")] = 4,
 ) -> None:

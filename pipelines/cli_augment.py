@@ -44,7 +44,7 @@ def augment(
     A manifest that is in OUT already is replaced where the new one lists all that it does, as with more kinds or more
     copies; else by --overwrite alone. Files of copies are never removed.
 
-    The column "augmentation" says what was drawn. Exit code 3: some recordings cannot be used; the others are done.
+    The column "augmentation" says what was drawn. Exit code 3: some copies cannot be made; the others are done.
     """
     from featcache.augmentation import read_recipe
     from featcache.manifest import Manifest
@@ -55,7 +55,7 @@ def augment(
     with show.bar("augment", " utt") as progress:
         done = pipeline.run(utterances, out, wanted, copies, seed, workers, progress, overwrite)
     for name, reason in done.failures.items():
-        typer.echo(f"{name}: no copies: {reason}", err=True)
+        typer.echo(f"{name}: {reason}", err=True)
     if done.num_strangers:
         typer.echo(
             f"{out / pipeline.AUDIO} holds {done.num_strangers} further FLAC files, which its manifest does not name."

@@ -88,6 +88,7 @@ def _run(
 ) -> int:
     from tqdm import tqdm
 
+    from featcache.errors import CacheError
     from featcache.manifest import Manifest
     from featcache.settings import build
     from pipelines import reproduce as pipeline
@@ -104,6 +105,8 @@ def _run(
         if not cache.is_dir():
             typer.echo(f"There is no cache {str(cache)!r} yet; which rows it will do for is known when there is.")
             return 0
+    elif not extract and not cache.is_dir():
+        raise CacheError(f"There is no cache {str(cache)!r}. Add --extract: it makes what the rows read.")
     elif extract:
         pipeline.extract(read, utterances, cache, options, partial(tqdm.write, file=sys.stderr))
     plan = make_plan(read, utterances, cache, out, options)

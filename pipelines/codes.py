@@ -11,6 +11,7 @@ from featcache.errors import ConfigError, ScoresError
 from featcache.extract import resolve_device
 from featcache.manifest import Manifest
 from heads.codes import export_codes
+from heads.fold_copies import completed, originals
 from heads.fold_files import read_folds
 from heads.head import GradientHead, OnProgress
 from heads.protocol import Fold
@@ -94,9 +95,11 @@ def _task(run_folder: Path, manifest: Manifest, cache: Path, record: Mapping[str
             f"The manifest lacks {len(lacking)} of the run's {len(ids)} utterances, such as {lacking[0]!r}. Give the "
             f"manifest that {str(run_folder)!r} was trained with."
         )
-    speakers = {utterance.id: utterance.speaker for utterance in manifest}
+    speakers = {utterance.id: utterance.speaker for utterance in completed(list(manifest))}
+    copies = frozenset(originals(manifest))
     classes = tuple(str(name) for name in record["classes"]) if isinstance(record.get("classes"), list) else ()
-    return Task(streams, ids, np.zeros(len(ids), np.int64), classes, folds, device, [speakers[name] for name in ids])
+    labels = np.zeros(len(ids), np.int64)
+    return Task(streams, ids, labels, classes, folds, device, [speakers[name] for name in ids], copies)
 
 
 def _ids(folds: list[Fold]) -> list[str]:

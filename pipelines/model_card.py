@@ -144,7 +144,9 @@ def _protocol(record: Mapping[str, Any], folds: Sequence[Fold], manifest: Manife
         known = f" of {len(speakers)} speaker{'s' if len(speakers) > 1 else ''}" if speakers else ""
         corpora = sorted({str(one.extra["corpus"]) for one in manifest or () if one.extra.get("corpus")})
         named = f" (corpus: {', '.join(map(plain, corpora))})" if corpora else ""
-        lines.append(f"- Data: {record['num_utterances']} utterances{known}{named}.")
+        copies = record.get("num_copies")
+        also = f", and {copies} augmented copies of them, in training alone" if copies else ""
+        lines.append(f"- Data: {record['num_utterances']} utterances{known}{named}{also}.")
     if record.get("folds"):
         kind = plain_kind(str(record["folds"]))
         told = f"{plain(kind)} ({_FOLDS[kind]})" if kind in _FOLDS else plain(kind)

@@ -23,7 +23,8 @@ from featcache.extract import Options, extract, resolve_device
 from featcache.files import listed
 from featcache.manifest import Manifest
 from featcache.plan import Plan
-from featcache.stream import Stream, StreamSpec
+from featcache.stream import EXACT_DTYPES, Stream, StreamSpec
+from heads.fold_copies import originals
 from heads.head import OnProgress
 from heads.learnt import Audio, audio_of, learnt_among
 from pipelines.ensemble import Rows, fused, gather
@@ -94,8 +95,9 @@ def run(
         ScoresError: a folder is not a trained run, or was made by an earlier version.
         ConfigError: runs that do not fit together or cannot be computed here, or options that do not fit.
         UnknownNameError: no such fold.
+        ProtocolError: the manifest's augmented copies do not say of what; see :func:`heads.protocol.lineages`.
     """
-    ensemble = gather(folders, weights)
+    ensemble, originals_of = gather(folders, weights), originals(manifest)
     for one in ensemble.runs:
         _check_fold(one, fold)
     device = resolve_device(device)
@@ -109,7 +111,7 @@ def run(
                 name: {kind: features[spec.digest] for kind, spec in one.specs_of(name).items()}
                 for name in _folds(one, fold)
             }
-            rows, failed = _score(one, streams, manifest, ids, fold, device, on_message)
+            rows, failed = _score(one, streams, manifest, ids, originals_of, fold, device, on_message)
             tables.append(rows)
             failures |= failed
     done = [name for name in ids if name not in failures]
@@ -203,7 +205,8 @@ def _extract(
 
     for digest, one in wanted.items():
         compute = compute_dtype(one.spec)
-        options = Options(dtype=one.spec.dtype, compute_dtype=compute, device=device, tier=one.tier)
+        stored = Options.dtype if one.spec.dtype in EXACT_DTYPES else one.spec.dtype  # ids have a type of their own
+        options = Options(dtype=stored, compute_dtype=compute, device=device, tier=one.tier)
         with _told_later():
             summary = extract(manifest, cache, one.stream, options, on_planned=planned, on_done=done, on_elsewhere=done)
         failures |= {name: reason for name, reason in summary.failures.items() if name not in failures}
@@ -238,6 +241,7 @@ def _score(
     streams: Mapping[str, Mapping[str, CachedStream]],
     manifest: Manifest,
     ids: Sequence[str],
+    originals_of: Mapping[str, str],
     fold: str,
     device: str,
     on_message: OnMessage,
@@ -246,7 +250,7 @@ def _score(
 
     `streams` are those of each fold; what they were computed from is the same in all.
     """
-    known = _known(one, next(iter(streams.values())), ids)
+    known = _known(one, next(iter(streams.values())), ids, originals_of)
     failures: dict[str, str] = {}
     if fold == OWN:
         tested = {part.name: frozenset(part.test) for part in one.folds}
@@ -260,8 +264,8 @@ def _score(
         count = sum(own in learnt for own in known)
         if count:
             on_message(
-                f"{count} of {len(ids)} are of the data that {one.name!r} was trained on, so their probabilities are "
-                "optimistic. --fold own uses the models that had not heard them."
+                f"{count} of {len(ids)} are of the data that {one.name!r} was trained on, or copies of it, so their "
+                "probabilities are optimistic. --fold own uses the models that had not heard them."
             )
         heard = {at for at in _heard(one, streams, ids, known) if known[at] not in learnt}
         if heard:
@@ -331,17 +335,25 @@ def _scored(
     return _scored(one, streams, ids, speakers, left, fold, device, failures)
 
 
-def _known(one: Restored, streams: Mapping[str, CachedStream], ids: Sequence[str]) -> list[str | None]:
-    """Return for each utterance the one of the run whose input was the same; that of the same id where several were."""
+def _known(
+    one: Restored, streams: Mapping[str, CachedStream], ids: Sequence[str], originals_of: Mapping[str, str]
+) -> list[str | None]:
+    """Return for each utterance the one of the run whose input was the same; that of the same id where several were.
+
+    For an augmented copy it is its original's, whose fold is the copy's too: as its input tells, or its id where the
+    original is not among the utterances.
+    """
     by_digest: dict[tuple[str | None, ...], list[str]] = {}
     for name in sorted(one.inputs):
         by_digest.setdefault(tuple(one.inputs[name].get(kind) for kind in one.specs), []).append(name)
-    found: list[str | None] = []
+    found: dict[str, str | None] = {}
     for name in ids:
         key = tuple(streams[kind].locate(name).entry.input for kind in one.specs)
         same = by_digest.get(key, [])
-        found.append(name if name in same else same[0] if same else None)
-    return found
+        found[name] = name if name in same else same[0] if same else None
+    by_id = {original: original for original in originals_of.values() if original in one.inputs}
+    of_originals = {**by_id, **found}
+    return [of_originals.get(originals_of.get(name, name)) or found[name] for name in ids]
 
 
 def _speakers(one: Restored, manifest: Manifest, ids: Sequence[str], known: Sequence[str | None]) -> list[str | None]:

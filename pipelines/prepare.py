@@ -25,7 +25,7 @@ from heads.codes import KIND as CODES
 from heads.duplicates import audio_digests
 from heads.fit import side_by_side
 from heads.fit_settings import FitSettings
-from heads.fold_copies import completed, originals
+from heads.fold_copies import completed, originals, with_their_copies
 from heads.fold_kinds import speaker_dependent
 from heads.folds import FoldSet, fold_names, make_folds
 from heads.head import GradientHead, Head
@@ -279,7 +279,8 @@ class Preparer:
         allowed = {*config.allow, *(["speaker"] if speaker_dependent(config.folds) else [])}
         errors = [problem for problem in found if problem.severity == "error" and problem.name not in allowed]
         if errors:
-            raise ProtocolError(refusal("What is trained on these folds", errors))
+            hints = dict.fromkeys(f"  {one.hint}." for several in sources.values() for one in several if one.hint)
+            raise ProtocolError("\n".join([refusal("What is trained on these folds", errors), *hints]))
         return replace(folds, problems=(*folds.problems, *found))
 
 
@@ -349,7 +350,7 @@ def make_task(utterances: Sequence[Utterance], folds: FoldSet, streams: dict[str
         raise ProtocolError(f"All utterances are labelled {classes[0]!r}: there is nothing to tell apart.")
     labels = np.array([classes.index(str(utterance.label)) for utterance in ordered], np.int64)
     ids, speakers = [utterance.id for utterance in ordered], [utterance.speaker for utterance in ordered]
-    return Task(streams, ids, labels, classes, tuple(folds), device, speakers)
+    return Task(streams, ids, labels, classes, tuple(folds), device, speakers, frozenset(originals(ordered)))
 
 
 def told(problems: Sequence[Problem]) -> list[str]:
@@ -371,11 +372,12 @@ def learnable(manifest: Manifest, config: TrainConfig) -> list[Utterance]:
 
     Raises:
         ConfigError: the column holds no plain value.
-        ProtocolError: a copy has no original.
+        ProtocolError: a copy has no original, or says something else than it.
     """
     copies = set() if config.copies else set(originals(manifest))
     kept = [utterance for utterance in manifest if utterance.id not in copies]
-    return [relabelled(utterance, config.label) for utterance in completed(kept)]
+    same = [name for name in (config.label, config.votes) if name]
+    return [relabelled(utterance, config.label) for utterance in completed(kept, same)]
 
 
 def relabelled(utterance: Utterance, column: str) -> Utterance:
@@ -399,7 +401,7 @@ def relabelled(utterance: Utterance, column: str) -> Utterance:
 def covered(
     utterances: Sequence[Utterance], streams: dict[str, CachedStream], config: TrainConfig, cache: Cache
 ) -> tuple[list[Utterance], list[str]]:
-    """Return the utterances that every stream holds, and the ids of the others."""
+    """Return the utterances that every stream holds, and the ids of the others, among them copies of these."""
     failures = {name: stream.failures for name, stream in streams.items()}  # of inputs as they are now
     lacking = {
         utterance.id: name
@@ -414,10 +416,8 @@ def covered(
             f"{streams[name].name} lacks {len(lacking)} of {len(utterances)} utterances, such as {first!r} ({reason}). "
             f"See 'featcache coverage {cache.path} MANIFEST'; extract them, or leave them out with --missing drop."
         )
-    # Without its original nobody could tell where a copy may be.
-    originals_of = originals(utterances)
-    lacking |= {name: lacking[original] for name, original in originals_of.items() if original in lacking}
-    kept = [utterance for utterance in utterances if utterance.id not in lacking]
+    left_out = with_their_copies(lacking, utterances)
+    kept = [utterance for utterance in utterances if utterance.id not in left_out]
     if utterances and not kept:
         raise CacheError(f"{', '.join(stream.name for stream in streams.values())} holds none of the utterances.")
-    return kept, list(lacking)
+    return kept, [utterance.id for utterance in utterances if utterance.id in left_out]

@@ -3,7 +3,8 @@
 Each fold of the run has an encoder of its own, so each has its own stream of codes and its own probe. The folder is
 that of any training (:mod:`pipelines.train_heads`); its ``config.yaml`` also tells what was asked, of which run, and
 for each fold how often chance and the commonest class of train are right. Classes of a fold are those of its train
-part; the score table has those of all folds, with probability 0 where a fold lacks one.
+part; the score table has those of all folds, with probability 0 where a fold lacks one. Augmented copies that the run
+was trained with are left out: a probe asks of recordings as they were made.
 """
 
 import shutil
@@ -18,11 +19,12 @@ from featcache.cache import open as open_cache
 from featcache.errors import ConfigError, ProtocolError
 from featcache.extract import resolve_device
 from featcache.manifest import COLUMNS, Manifest, Utterance
+from heads.fold_copies import originals
 from heads.fold_files import read_folds
 from heads.folds import FoldSet
 from heads.head import Head, OnProgress
 from heads.models.mlp_probe import MlpProbe
-from heads.probing import Probe, majority_rate, make_probe, over_classes, speaker_dependent_fold, united, within
+from heads.probing import Probe, majority_rate, make_probe, over_classes, speaker_dependent_fold, united
 from heads.protocol import Fold, check_folds, shown
 from heads.runs import Run, read_run
 from heads.task import Outcome
@@ -172,10 +174,10 @@ def _fitting(config: TrainConfig, target: str) -> TrainConfig:
 
 
 def _run_folds(run_folder: Path, manifest: Manifest) -> list[Fold]:
-    """Return the folds of a run.
+    """Return the folds of a run, without augmented copies.
 
     Raises:
-        ProtocolError: it has none, or of utterances that the manifest lacks.
+        ProtocolError: it has none, or of utterances that the manifest lacks; see also :func:`heads.protocol.lineages`.
     """
     path = run_folder / "folds.json"
     if not path.is_file():
@@ -189,7 +191,8 @@ def _run_folds(run_folder: Path, manifest: Manifest) -> list[Fold]:
             f"The manifest lacks {len(unknown)} utterances of the folds of {str(run_folder)!r} ({shown(unknown)}). "
             "Give the manifest that it was trained on."
         )
-    return folds
+    copies = originals(manifest)
+    return [fold.without(copies) for fold in folds]
 
 
 def _codes(cache: Cache, folds: Sequence[Fold], codes: Mapping[str, str]) -> dict[str, CachedStream]:
@@ -286,7 +289,7 @@ def _probe(
     by_id = {utterance.id: utterance for utterance in kept}
     if target == SPEAKER:
         speakers = {name: utterance.speaker for name, utterance in by_id.items()}
-        fold = speaker_dependent_fold(within(fold, by_id), speakers, config.fit.seed, TEST_SHARE, config.validation)
+        fold = speaker_dependent_fold(fold.within(by_id), speakers, config.fit.seed, TEST_SHARE, config.validation)
     return make_probe(fold, by_id, codes, phones, config.fit.seed)
 
 

@@ -13,6 +13,7 @@ from featcache.cache import Cache
 from featcache.cache import open as open_cache
 from featcache.errors import CacheError, ConfigError, ProtocolError, UnknownNameError
 from featcache.manifest import Manifest, Utterance
+from heads.fold_copies import with_their_copies
 from heads.folds import FoldSet, make_folds
 from pipelines.config import ExtractConfig, TrainConfig, read_preset
 from pipelines.paper import FusionOf, Paper
@@ -40,7 +41,7 @@ class Plan:
     Attributes:
         paper: the paper.
         manifest: the utterances that every row is measured on.
-        num_dropped: utterances left out because a stream lacks them.
+        num_dropped: utterances left out because a stream lacks them, or what they are copies of.
         cache: the cache's folder.
         out: the folder of all that is written.
         trainings: by key.
@@ -98,7 +99,7 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
     lacking = _lacking(opened, manifest, trainings)
     num_dropped = 0
     if options.missing == "drop":
-        left_out = {item for ids in lacking.values() for item in ids}
+        left_out = with_their_copies({item for ids in lacking.values() for item in ids}, manifest)
         num_dropped = len(left_out)
         manifest = manifest.select(item for item in manifest.ids if item not in left_out)
         if not len(manifest):
@@ -109,9 +110,11 @@ def make_plan(paper: Paper, manifest: Manifest, cache: Path, out: Path, options:
             missing[_uncovered(opened, name, ids, len(manifest))] = keys
     not_run |= {key: sentence for sentence, keys in missing.items() for key in keys}
     for key, training in trainings.items():
-        votes = training.config.votes
-        if votes and not any(utterance.column(votes) for utterance in manifest):
-            not_run[key] = f"no utterance has the column {votes}"
+        # A corpus without any labels is refused below: no row could be run.
+        wanted = [training.config.votes, *([training.config.label] if training.config.label != "label" else [])]
+        for column in filter(None, wanted):
+            if not any(utterance.column(column) for utterance in manifest):
+                not_run[key] = f"no utterance has the column {column}"
     trainings = _possible(trainings, not_run)
     _check_families(trainings)
     probes = _probes(paper, manifest, trainings, not_run, out, options)

@@ -58,7 +58,12 @@ def describe(plan: Plan) -> str:
         rows.append((key, "fusion", "", "", "", state, f"{' + '.join(fusion.runs)}: {fusion.weights}"))
     used = {run for table in plan.paper.tables for row in table.rows if (run := row.run)}
     lines = [show.table(rows), ""]
-    lines += [f"{key}: not run: {reason}" for key, reason in plan.not_run.items() if key in used | set(plan.paper.runs)]
+    reasons: dict[str, list[str]] = {}
+    for key, reason in plan.not_run.items():
+        if key in used | set(plan.paper.runs):
+            reasons.setdefault(reason, []).append(key)
+    lines += [f"{', '.join(keys)}: not run: {reason}" for reason, keys in reasons.items()]
+    lines += ["--extract makes first what can be made of it."] if plan.missing else []
     if plan.num_dropped:
         lines.append(f"{plan.num_dropped} utterances are left out of every row: a stream lacks them.")
     if plan.num_unlabelled:

@@ -27,6 +27,7 @@ from featcache.cache import CachedStream
 from featcache.errors import ScoresError
 from featcache.manifest import Manifest
 from heads.fit import fit_each
+from heads.fold_copies import originals
 from heads.folds import FoldSet
 from heads.head import GradientHead, OnProgress
 from heads.runs import Run
@@ -192,6 +193,7 @@ def _record(
     read = [*prepared.streams.values(), *(one for by_fold in members.values() for one in by_fold.values())]
     started_at_random = prepared.start is not None and prepared.start.random
     own = {name: {fold: one.name for fold, one in by_fold.items()} for name, by_fold in members.items()}
+    num_copies = len(originals(prepared.manifest))
     parameters = next((one.num_parameters for one in outcomes if one.num_parameters is not None), None)
     return {
         **plain(asdict(prepared.config)),
@@ -199,7 +201,8 @@ def _record(
         "streams": {name: name if name in families else stream.name for name, stream in prepared.streams.items()},
         **({"fold_streams": own} if own else {}),
         "classes": list(task.classes),
-        "num_utterances": len(task.ids),
+        "num_utterances": len(task.ids) - num_copies,
+        **({"num_copies": num_copies} if num_copies else {}),
         "dropped": len(prepared.dropped),
         "speaker_independent": folds.speaker_independent,
         "random_weights": is_random(read, prepared.head) or started_at_random,

@@ -38,15 +38,18 @@ def features(number: int, num_frames: int, informative: int = 2, noise: float = 
     return {"toy": hidden, "log_mel": mel, "speaker": speaker, "phones": phones}
 
 
-def make_task(folder: Path, lengths: list[int], shorter: dict[str, int] | None = None) -> Task:
+def make_task(folder: Path, lengths: list[int], shorter: dict[str, int] | None = None, unlike: bool = False) -> Task:
     """Write every stream of utterances of these lengths and return their task, with four speakers.
 
     Args:
         folder: the cache.
         lengths: frames of each utterance.
         shorter: stream to how many frames fewer it has.
+        unlike: each utterance has another embedding of its speaker.
     """
     everything = [features(number, length) for number, length in enumerate(lengths)]
+    if unlike:
+        everything = [frames | {"speaker": frames["speaker"] + number} for number, frames in enumerate(everything)]
     for name, spec in SPECS.items():
         with StreamWriter(folder, spec, "zarr", "frames") as writer:
             stored = []

@@ -237,6 +237,38 @@ def test_one_bad_file_fails_alone_with_its_reason(tmp_path: Path, manifest: Mani
     assert len(files(tmp_path / "out" / "audio")) == 4
 
 
+def test_an_effect_that_fails_leaves_the_other_copies(tmp_path: Path, manifest: Manifest) -> None:
+    soundfile.write(manifest.folder / "u001.wav", tone(0.05), RATE)  # too short for pitch
+    recipe = {"noise": {"noise": (10.0, 20.0)}, "higher": {"pitch": (1.0, 2.0)}, "late": {"shift": (0.1, 0.2)}}
+    for num_made in (8, 0):
+        done = augment.run(manifest, tmp_path / "out", recipe, workers=1)
+        assert (done.num_copies, done.num_made, done.num_strangers) == (8, num_made, 0)
+        assert list(done.failures) == ["u001"]
+        assert done.failures["u001"].startswith("no higher-1: it has 800 samples")
+        written = Manifest.read(tmp_path / "out" / "manifest.jsonl")
+        assert [one.id for one in written if one.column("version_of") == "u001"] == ["u001~noise-1", "u001~late-1"]
+        assert "u001-late-1-" in str(written.utterance("u001~late-1").audio)
+
+
+@pytest.mark.parametrize("gone", [["u001"], ["u000", "u001", "u002"]])
+def test_a_list_does_not_shrink_because_a_recording_is_gone(
+    tmp_path: Path, manifest: Manifest, gone: list[str]
+) -> None:
+    out = tmp_path / "out"
+    augment.run(manifest, out, QUICK, workers=1)
+    before = files(out)
+    for name in gone:
+        (manifest.folder / f"{name}.wav").unlink()
+    words = (
+        rf"lists {2 * len(gone)} copies, such as '{gone[0]}~noise-1', that cannot be made now \({gone[0]}: no copies"
+    )
+    with pytest.raises(ConfigError, match=words + r": .*Bring back what they are made of, or replace .* --overwrite"):
+        augment.run(manifest, out, QUICK, copies=2, workers=1)
+    assert before.items() <= files(out).items()
+    done = augment.run(manifest, out, QUICK, workers=1, overwrite=True)
+    assert done.num_copies == 6 - 2 * len(gone)
+
+
 def test_copies_are_not_copied(tmp_path: Path, manifest: Manifest) -> None:
     augment.run(manifest, tmp_path / "out", QUICK, workers=1)
     once = Manifest.read(tmp_path / "out" / "manifest.jsonl")

@@ -3,20 +3,23 @@
 import csv
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 from makers import tone, write_corpus
+from safetensors.numpy import save_file
 from test_cli import call, failure, rewrite
 
 import featcache
 from featcache import Manifest, Utterance
-from featcache.errors import ProtocolError
+from featcache.errors import ProtocolError, ScoresError
 from heads.duplicates import audio_digests, copied
 from heads.fold_files import save_folds
 from heads.folds import make_folds
@@ -234,9 +237,23 @@ def test_what_was_allowed_and_what_a_fusion_looked_at_is_told(run_folder: Path) 
 
 
 def test_scores_that_need_more_than_the_utterance_are_told(run_folder: Path) -> None:
-    (run_folder / "context.safetensors").write_bytes(b"")
-    (problem,) = check_run(read_run(run_folder))
-    assert (problem.name, problem.severity) == ("context", "warning")
+    path = run_folder / "context.safetensors"
+    for names, words in (
+        (["length"], ["the one length that all utterances are padded to .*, length.: that of the longest"]),
+        (["fixed_length"], ["the one length that all utterances"]),
+        (["speaker/a", "speaker/b"], ["means over each speaker's utterances .*of 2 speakers"]),
+        (["length", "speaker/a", "x"], ["means over", "the one length", r"what .* holds beside .*\(x\)"]),
+    ):
+        save_file({name: np.zeros(1) for name in names}, path)
+        problems = check_run(read_run(run_folder))
+        assert {(problem.name, problem.severity) for problem in problems} == {("context", "warning")}
+        assert len(problems) == len(words)
+        for problem, wanted in zip(problems, words, strict=True):
+            assert re.search(f"scores depend on {wanted}", problem.text)
+            assert ("speaker" in problem.text) == wanted.startswith("means")
+    path.write_bytes(b"")
+    with pytest.raises(ScoresError, match=r"context.safetensors' is damaged"):
+        check_run(read_run(run_folder))
 
 
 def test_a_run_with_nan_scores_is_refused_wherever_it_is_read(tmp_path: Path, run_folder: Path) -> None:

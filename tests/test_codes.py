@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from speech_task import features, make_task
 
 import featcache
@@ -159,13 +160,18 @@ def test_heads_without_codes_and_weights_of_others_are_refused(task: Task, tmp_p
         export_codes(replace(TINY, bottleneck=2), task, "s0", weights_of(task), tmp_path / "other")
 
 
+PEOPLE = [Utterance(f"u{number:03d}", label="abc"[number % 3], speaker=f"s{number // 3 % 4}") for number in range(24)]
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Manifest, Path]:
     """A run that was trained from a cache, and its manifest."""
-    make_task(tmp_path / "cache", [10 + number % 9 for number in range(24)])
-    manifest = Manifest(
-        [Utterance(f"u{number:03d}", label="abc"[number % 3], speaker=f"s{number // 3 % 4}") for number in range(24)]
-    )
+    return train(Manifest(PEOPLE), tmp_path)
+
+
+def train(manifest: Manifest, tmp_path: Path) -> tuple[Manifest, Path]:
+    """Return a manifest, and a run that was trained on it."""
+    make_task(tmp_path / "cache", [10 + number % 9 for number in range(24)], unlike=True)
     config = TrainConfig(
         head="encoder_decoder", streams=("toy", "log_mel", "speaker", "phones"), folds="speaker",
         settings={
@@ -185,20 +191,45 @@ def test_a_run_gives_a_stream_for_each_fold(trained: tuple[Manifest, Path], tmp_
     assert list(names) == ["s0", "s1", "s2", "s3"]
     assert len(set(names.values())) == 4
     assert seen[-1] == (96, 96)
-    weights = pipeline.read_weights(folder)
+    check_codes(folder, featcache.open(tmp_path / "cache")[names["s1"]], "s1")
+
+
+def check_codes(folder: Path, stream: CachedStream, fold: str) -> None:
+    """Check that the classifier on exported codes gives the probabilities that the run scored."""
     run = read_run(folder)
     head = train_heads.load_head(recorded_config(run.config or {}))
-    stream = featcache.open(tmp_path / "cache")[names["s1"]]
     assert isinstance(head, EncoderDecoder)
     module = head.module(4, 6, 3, num_mels=5, speaker_dim=3, num_phones=7).eval()
-    module.load_state_dict({key: torch.from_numpy(value) for key, value in weights["s1"].items()})
-    rows = [number for number, fold in enumerate(run.scores.folds) if fold == "s1"]
+    weights = pipeline.read_weights(folder)[fold]
+    module.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+    rows = [number for number, name in enumerate(run.scores.folds) if name == fold]
     assert rows
-    for row in rows:  # the classifier on the exported codes gives the probabilities that the run scored
+    for row in rows:
         found = torch.from_numpy(np.array(stream[run.scores.ids[row]][0], np.float32)).view(-1, 2 * 8)
         with torch.no_grad():
             probabilities = torch.softmax(module.classify(found), dim=1).mean(dim=0)
         assert np.allclose(probabilities.numpy(), run.scores.probabilities[row], atol=1e-6)
+
+
+def test_a_run_with_copies_and_its_codes_read_means_of_originals(tmp_path: Path) -> None:
+    originals = PEOPLE[:12]
+    copies = [
+        Utterance(one.id, extra={"version_of": other.id}) for one, other in zip(PEOPLE[12:], originals, strict=True)
+    ]
+    manifest, folder = train(Manifest([*originals, *copies]), tmp_path)
+    cache = featcache.open(tmp_path / "cache")
+    means = speaker_means(cache["speaker"], originals)
+    kept = load_file(folder / "context.safetensors")
+    assert {name: mean.tolist() for name, mean in kept.items()} == {
+        f"speaker/{name}": mean.tolist() for name, mean in means.items()
+    }
+    names = pipeline.run(folder, manifest, tmp_path / "cache")
+    stream = featcache.open(tmp_path / "cache")[names["s1"]]
+    assert copies[0].id in stream
+    check_codes(folder, stream, "s1")
+    # Codes that were exported with other means are computed again.
+    task = replace(make_task(tmp_path / "other", [9] * 24), copies=frozenset(one.id for one in copies))
+    assert set(codes._digests(task)).isdisjoint(codes._digests(replace(task, copies=frozenset())))
 
 
 def test_another_manifest_or_damaged_weights_are_refused(trained: tuple[Manifest, Path], tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from featcache.commit import StreamWriter, store
 from featcache.errors import CacheError, ProtocolError
 from featcache.stream import Features, StreamSpec
 from heads.fit_settings import FitSettings
-from heads.fold_copies import completed, originals
+from heads.fold_copies import completed, originals, with_their_copies
 from heads.folds import Fold, make_folds, save_folds
 from heads.protocol import check_folds
+from pipelines.check import check_run
 from pipelines.check import run as check
 from pipelines.config import TrainConfig
+from pipelines.prepare import learnable
 from pipelines.train_heads import run
 
 
@@ -64,6 +66,14 @@ def test_a_copy_has_what_its_original_has() -> None:
     assert found.extra == {"sex": "m", "version_of": "A0", "noise": 3}
 
 
+@pytest.mark.parametrize("nothing", [None, "", float("nan")])
+def test_what_a_copy_leaves_empty_is_its_originals(nothing: object) -> None:
+    original = Utterance("o", label="x", text="Hello.", extra={"votes": {"x": 2, "y": 1}, "arousal": 3})
+    copy = Utterance("c", text=None, extra={"version_of": "o", "votes": nothing, "arousal": nothing})
+    [_, found] = completed([original, copy], ["votes", "arousal"])
+    assert found == replace(original, id="c", extra={**original.extra, "version_of": "o"})
+
+
 def test_a_copy_of_a_copy_is_of_the_first_original() -> None:
     chain = [*ORIGINALS, Utterance("c1", extra={"version_of": "A0"}), Utterance("c2", extra={"version_of": "c1"})]
     assert originals(chain) == {"c1": "A0", "c2": "A0"}
@@ -80,11 +90,25 @@ def test_a_copy_of_a_copy_is_of_the_first_original() -> None:
         (Utterance("n", extra={"version_of": 3}), "must be the id"),
         (Utterance("n", label="y", extra={"version_of": "A0"}), "'n' has the label 'y', and its original 'A0' has 'x'"),
         (Utterance("n", speaker="sB", extra={"version_of": "A0"}), "has the speaker 'sB'"),
+        (
+            Utterance("n", text="No.", extra={"version_of": "A0"}),
+            "'n' has the text 'No.', and its original 'A0' has No",
+        ),
     ],
 )
 def test_a_copy_that_fits_no_original_is_refused_by_name(row: Utterance, told: str) -> None:
     with pytest.raises(ProtocolError, match=told):
         make_folds([*ORIGINALS, row], "session")
+
+
+def test_a_copy_has_its_originals_votes_and_whatever_else_is_learnt() -> None:
+    original = Utterance("o", label="x", extra={"votes": {"x": 2, "y": 1}, "arousal": 3, "noise_db": 0})
+    for name, other in {"votes": {"x": 3}, "arousal": 0}.items():
+        copy = Utterance("c", extra={"version_of": "o", "noise_db": 10, name: other})
+        config = TrainConfig(head="linear_probe", votes="votes", label="arousal")
+        with pytest.raises(ProtocolError, match=f"The copy 'c' has the {name} .*, and its original 'o' has"):
+            learnable(Manifest([original, copy]), config)
+        learnable(Manifest([original, copy]), replace(config, votes="", label="label"))
 
 
 def fold_file(path: Path, train: Sequence[str], validation: Sequence[str] = (), test: Sequence[str] = ()) -> Path:
@@ -110,6 +134,28 @@ def test_a_file_that_lists_copies_is_taken_at_its_word(tmp_path: Path) -> None:
     assert not any("~" in name for name in fold.validation)
     assert {original_of(name) for name in fold.train} == {name for name in fold.train if "~" not in name}
     assert len(fold.train) == 16
+
+
+CHAIN = [Utterance("c1", extra={"version_of": "A0"}), Utterance("c2", extra={"version_of": "c1"})]
+
+
+def test_a_file_may_list_a_copy_of_a_copy_alone(tmp_path: Path) -> None:
+    path = fold_file(tmp_path / "f.json", ["A0", "c2", "A1", "B0", "B1"], ["B2", "B3"])
+    [fold] = make_folds([*ORIGINALS, *CHAIN], path)
+    assert fold.train == ("A0", "c2", "A1", "B0", "B1")
+    [problem] = [
+        one
+        for one in check_folds([fold, Fold("g", ("A1", "c2"), (), ("A0",))], [*ORIGINALS, *CHAIN])
+        if one.name == "copy"
+    ]
+    assert (problem.fold, "'c2', a version of 'A0'" in problem.text) == ("g", True)
+
+
+def test_what_is_left_out_takes_all_its_copies_along() -> None:
+    rows = [*corpus(1), *CHAIN]
+    assert with_their_copies({"A0", "nobody"}, rows) == {"nobody", "A0", "A0~0", "c1", "c2"}
+    assert with_their_copies({"c1"}, rows) == {"c1", "c2"}
+    assert with_their_copies((), rows) == set()
 
 
 @pytest.mark.parametrize(
@@ -166,6 +212,28 @@ def test_a_run_trains_on_copies_and_scores_originals_alone(tmp_path: Path) -> No
     assert not any("~" in name for name in trained.run.validation_scores.ids)
     kept = {one.id: one for one in Manifest.read(tmp_path / "run" / "manifest.jsonl")}
     assert kept["A0~0"].label == "x"
+    assert trained.run.config is not None
+    copies = {name for fold in trained.folds for name in fold.train if "~" in name}
+    assert (trained.run.config["num_utterances"], trained.run.config["num_copies"]) == (24, len(copies))
+    card = (tmp_path / "run" / "README.md").read_text()
+    told = f"24 utterances of 3 speakers, and {len(copies)} augmented copies of them, in training alone"
+    assert f"- Data: {told}.\n" in card
+    plain = run(replace(CONFIG, copies=False), manifest, tmp_path / "cache", tmp_path / "plain").run
+    assert plain.config is not None
+    assert plain.config["num_utterances"] == 24
+    assert "num_copies" not in plain.config
+    assert "24 utterances of 3 speakers.\n" in (tmp_path / "plain" / "README.md").read_text()
+
+
+def test_a_copy_stays_where_the_copy_that_it_was_made_of_is_lacking(tmp_path: Path) -> None:
+    manifest = Manifest([*ORIGINALS, *CHAIN], tmp_path)
+    write_stream(tmp_path / "cache", [name for name in manifest.ids if name != "c1"])
+    trained = run(replace(CONFIG, missing="drop"), manifest, tmp_path / "cache", tmp_path / "run")
+    assert trained.dropped == ["c1"]
+    assert any("c2" in fold.train for fold in trained.folds)
+    kept = {one.id: one for one in Manifest.read(tmp_path / "run" / "manifest.jsonl")}
+    assert kept["c2"].extra["version_of"] == "A0"  # it is known as a copy without the one between
+    assert not [problem for problem in check_run(trained.run) if problem.name == "copy"]
 
 
 def test_a_copy_whose_original_a_stream_lacks_is_left_out_with_it(tmp_path: Path) -> None:
@@ -178,7 +246,7 @@ def test_a_copy_whose_original_a_stream_lacks_is_left_out_with_it(tmp_path: Path
 
 
 def test_check_tells_of_copies(tmp_path: Path) -> None:
-    rows = [replace(one, text=f"text {number}") for number, one in enumerate(corpus(1))]
+    rows = [replace(one, text=f"text of {original_of(one.id)}") for one in corpus(1)]
     Manifest(rows, tmp_path).write(tmp_path / "m.jsonl")
     lines: list[str] = []
     assert check(tmp_path / "m.jsonl", "session", (), None, lines.append) == []

@@ -28,13 +28,14 @@ EDGES: Sequence[Edges] = ("zeros", "reflect")
 TINY = {
     "channels": 8, "mfa_channels": 6, "scale": 4, "se_channels": 3, "attention_channels": 4, "embedding_dim": 5,
 }  # fmt: skip
-DILATIONS = (2, 3)
+DILATIONS = (2, 3, 1)
 
 
-def network(edges: Edges = "zeros", global_context: bool = True) -> EcapaTdnn:
+def network(edges: Edges = "zeros", global_context: bool = True, summed: bool = False) -> EcapaTdnn:
     """Return a tiny network in which every weight and every running statistic does something."""
     torch.manual_seed(1)
-    module = Ecapa(padding=edges, global_context=global_context, dilations=DILATIONS, **TINY).pooling(DIM)  # type: ignore[arg-type]
+    settings = {"padding": edges, "global_context": global_context, "dilations": DILATIONS, "summed": summed, **TINY}
+    module = Ecapa(**settings).pooling(DIM)  # type: ignore[arg-type]
     for block in module.modules():
         if isinstance(block, MaskedBatchNorm):
             nn.init.uniform_(block.weight, 0.5, 1.5)
@@ -47,9 +48,9 @@ def network(edges: Edges = "zeros", global_context: bool = True) -> EcapaTdnn:
 class Reference:
     """The network of one utterance as the paper has it, one number at a time, in Python's floats."""
 
-    def __init__(self, module: EcapaTdnn, edges: Edges, global_context: bool) -> None:
+    def __init__(self, module: EcapaTdnn, edges: Edges, global_context: bool, summed: bool) -> None:
         self.weights = {name: value.double().numpy() for name, value in module.state_dict().items()}
-        self.edges, self.global_context = edges, global_context
+        self.edges, self.global_context, self.summed = edges, global_context, summed
 
     def conv(self, name: str, frames: np.ndarray, dilation: int = 1) -> np.ndarray:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
@@ -113,22 +114,23 @@ class Reference:
         return np.array(means + deviations)
 
     def embedding(self, frames: np.ndarray) -> np.ndarray:
-        values = self.tdnn("first", frames)
-        outputs = []
+        before = [self.tdnn("first", frames)]
         for number, dilation in enumerate(DILATIONS):
-            values = self.block(f"blocks.{number}", values, dilation, TINY["scale"])
-            outputs.append(values)
-        pooled = self.pooled(self.tdnn("aggregate", np.concatenate(outputs)))
+            read = sum(before) if self.summed else before[-1]
+            before.append(self.block(f"blocks.{number}", np.asarray(read), dilation, TINY["scale"]))
+        pooled = self.pooled(self.tdnn("aggregate", np.concatenate(before[1:])))
         return self.linear("embed", self.norm("norm", pooled))
 
 
+@pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize("global_context", [True, False])
 @pytest.mark.parametrize("edges", EDGES)
-def test_the_network_is_the_reference_number_by_number(edges: Edges, global_context: bool) -> None:
-    module = network(edges, global_context)
+def test_the_network_is_the_reference_number_by_number(edges: Edges, global_context: bool, summed: bool) -> None:
+    """`summed` is section 3.3 of the paper: a block reads the sum of the outputs of all that stands before it."""
+    module = network(edges, global_context, summed)
     frames, lengths = torch.randn(2, 7, DIM), torch.tensor([7, 4])
     found = module(frames, lengths)
-    reference = Reference(module, edges, global_context)
+    reference = Reference(module, edges, global_context, summed)
     for row, length in enumerate(lengths.tolist()):
         expected = reference.embedding(frames[row, :length].double().numpy().T)
         np.testing.assert_allclose(found[row].detach().numpy(), expected, rtol=1e-4, atol=1e-5)

@@ -12,11 +12,14 @@ from torch import nn
 
 from benchmarks.plain_speech import PlainModel, carry_over, plain_step
 from featcache.errors import ConfigError, ProtocolError, StreamError
+from featcache.manifest import Utterance
+from featcache.speakers import speaker_means
 from heads.fit_settings import FitSettings
 from heads.layers import LayerMix
 from heads.members import Alone
 from heads.models import _encoder_decoder
 from heads.models._encoder_decoder import Conv, downsampled, recur
+from heads.models.encoder_decoder import SPEAKER as PREFIX
 from heads.models.encoder_decoder import EncoderDecoder
 from heads.task import Task
 
@@ -229,6 +232,22 @@ def test_streams_a_frame_apart_are_cut_to_the_shortest(tmp_path: Path) -> None:
 def test_streams_of_other_audio_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(StreamError, match="'u000' has another number of frames in each stream .*toy-.* 14"):
         TINY.inputs(make_task(tmp_path, [17] * 12, shorter={"toy": 3}))
+
+
+def test_copies_have_no_part_in_the_mean_of_their_speaker(tmp_path: Path) -> None:
+    task = make_task(tmp_path, [9] * 48, unlike=True)
+    copies = frozenset(task.ids[number] for number in (1, 15, 40))
+    rows = zip(task.ids, task.speakers, strict=True)
+    people = [Utterance(name, speaker=speaker) for name, speaker in rows if name not in copies]
+    wanted = speaker_means(task.streams["speaker"], people)
+    with_copies = replace(task, copies=copies)
+    found = TINY.context(with_copies)
+    assert {name.removeprefix(PREFIX): mean.tolist() for name, mean in found.items()} == {
+        name: mean.tolist() for name, mean in wanted.items()
+    }
+    assert TINY.context(task)[f"{PREFIX}{task.speakers[1]}"].tolist() != wanted[str(task.speakers[1])].tolist()
+    _, embeddings = TINY.inputs(with_copies).batch(torch.arange(48)[None], None)
+    assert embeddings[0].tolist() == [wanted[str(speaker)].tolist() for speaker in task.speakers]  # of copies too
 
 
 def test_batch_order_and_company_change_no_score(task: Task) -> None:

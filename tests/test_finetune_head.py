@@ -14,7 +14,7 @@ from text_makers import text_checkpoint
 import featcache
 from featcache import Manifest, Utterance
 from featcache.commit import StreamWriter, store
-from featcache.errors import ConfigError, ScoresError
+from featcache.errors import ConfigError, ScoresError, StreamError
 from featcache.stream import Features, Stream, StreamSpec
 from featcache.streams.conv_features import ConvFeatures
 from featcache.streams.ge2e_mels import Ge2eMels
@@ -182,7 +182,7 @@ def test_streams_that_no_encoder_starts_from_are_refused(conv: Task, checkpoint:
 def test_an_utterance_too_short_for_the_encoder_is_named(tmp_path: Path, checkpoint: str) -> None:
     speech = [*SPEECH[:3], SPEECH[3][:399], *SPEECH[4:]]
     task = written(tmp_path, Waveform(), speech)
-    with pytest.raises(ConfigError, match="'u03' has 399 frames in waveform-.*needs 400 for its first state"):
+    with pytest.raises(StreamError, match="'u03' has 399 frames in waveform-.*needs 400 for its first state"):
         Finetune(checkpoint).train(task, FIT, lambda *_: None)
 
 

@@ -49,7 +49,7 @@ SMALL = {
     },
     "resnet": {  # not normalised: the classes below differ in what is the same in all of an utterance
         "layer": 2, "channels": 4, "blocks": (1, 1), "time_strides": (1, 2), "frequency_strides": (1, 2),
-        "embedding": 8, "chunks": (4, 6), "normalise": "none",
+        "embedding": 8, "chunks": (4, 6), "normalise": "none", "shorter": "repeat",
     },
     "finetune": {"start_layer": 1},
     "text_cnn": {"layer": 2},  # the layer that differs in the tasks below; by default it reads the last

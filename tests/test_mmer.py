@@ -1,9 +1,11 @@
 """MMER's blocks give what one works out by hand, and neither padding nor what is switched off has a part in a score."""
 
+import json
 import logging
 import math
+import shutil
 from dataclasses import replace
-from itertools import groupby, product
+from itertools import combinations, groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from featcache.streams.characters import Characters
 from featcache.streams.conv_features import ConvFeatures
 from featcache.streams.token_states import TokenStates
 from featcache.streams.waveform import Waveform
+from heads.encoder import load_encoder
+from heads.encoders.speech import SpeechEncoder
 from heads.fit_settings import FitSettings
 from heads.folds import make_folds
 from heads.metrics import ua
-from heads.models._mmer import CrossModalBlock, CtcLoss, Interaction, frames_needed
+from heads.models._mmer import CrossModalBlock, CtcLoss, Interaction, MmerModule, apart, frames_needed
 from heads.models.mmer import Mmer
 from heads.task import Task, Trained
 
@@ -223,8 +227,8 @@ def test_padding_of_either_changes_no_score_and_no_loss(head: Mmer, garbage: flo
     batch = [torch.full((2, *shape), garbage) for shape in ((layers, 20, DIM), (1, 6, TEXT_DIM), (1, 5, 1))]
     batch[0][0, :, :9], batch[1][0, :, :4] = frames[0], tokens[0]
     batch[0][1], batch[1][1] = torch.randn(layers, 20, DIM), torch.randn(1, 6, TEXT_DIM)
-    batch[2] = torch.zeros(2, 1, 5, 1)
     batch[2][0, :, :3], batch[2][1] = ids[0], 4.0
+    assert module.training
     logits, further = module(batch[0], sizes[0], batch[1], sizes[1], batch[2], sizes[2])
     torch.testing.assert_close(logits[:1], alone[0], rtol=1e-5, atol=1e-6)
     other = module(*(item[1:] for pair in zip(batch, sizes, strict=True) for item in pair))
@@ -306,6 +310,27 @@ def test_the_papers_size() -> None:
     assert count(Mmer(text=False, alpha=0.0)) == 768 * 4 + 4
 
 
+def test_what_variants_have_in_common_begins_alike() -> None:
+    """An ablation compares what it switches off, and not two draws of all other weights."""
+    begun = {}
+    for alpha, gate, code_layers, dim in product((0.0, 0.1), (True, False), (True, False), (TEXT_DIM, 8)):
+        torch.manual_seed(3)
+        head = replace(SMALL, alpha=alpha, gate=gate, code_layers=code_layers, dim=dim)
+        begun[alpha, gate, code_layers, dim] = head.module(1, TEXT_DIM, 3, TEXT_DIM, 11).state_dict()
+    for (of, state), (against, other) in combinations(begun.items(), 2):
+        if of[-1] == against[-1]:
+            shared = state.keys() & other.keys()
+            assert {"interaction.block_d.expand.weight", "interaction.merge.weight", "classify.weight"} <= shared
+            assert all(torch.equal(state[name], other[name]) for name in shared), (of, against)
+    torch.manual_seed(3)
+    speech = replace(SMALL, text=False).module(1, TEXT_DIM, 3, num_symbols=11).state_dict()
+    assert torch.equal(speech["ctc.project.weight"], begun[0.1, True, False, TEXT_DIM]["ctc.project.weight"])
+    torch.manual_seed(3)
+    with apart():
+        drawn = torch.rand(5)
+    assert not torch.equal(drawn, torch.rand(5))
+
+
 def test_the_further_loss_is_alpha_times_ctc_and_without_alpha_there_is_none() -> None:
     batch = [torch.randn(2, 1, 9, DIM), torch.tensor([9, 9]), torch.randn(2, 1, 4, TEXT_DIM), torch.tensor([4, 4])]
     characters = [torch.full((2, 1, 3, 1), 2.0), torch.tensor([1, 1])]
@@ -358,7 +383,9 @@ def test_text_alone_tells_the_class_that_words_tell(task: Task) -> None:
     head = replace(SMALL, speech=False)
     assert head.reads == ("text",)
     assert head.further_streams() == ()
-    for outcome, fold in zip(head.train(task, QUICK, lambda *_: None), task.folds, strict=True):
+    # Words do not tell the other two classes: what validation would prefer is chance, so the last weights are taken.
+    last = replace(QUICK, eval_every=QUICK.steps)
+    for outcome, fold in zip(head.train(task, last, lambda *_: None), task.folds, strict=True):
         truth, predicted = task.labels[task.positions(fold.test)] == 0, outcome.test.argmax(axis=1) == 0
         assert np.mean(truth == predicted) > 0.9
 
@@ -427,6 +454,46 @@ def test_speech_without_enough_frames_for_any_transcript_is_refused(tmp_path: Pa
         SMALL.train(few, QUICK, lambda *_: None)
 
 
+def respelt(task: Task, folder: Path, texts: dict[str, str]) -> Task:
+    """Return a task with the characters of other texts, for some utterances; what has no id is dropped."""
+    stream = Characters(unknown="drop", empty="boundary")
+    spec, extractor = stream.spec(), stream.load("cpu", "float32")
+    with StreamWriter(folder, spec, "zarr", "frames") as writer:
+        for name in task.ids:
+            [target] = extractor.extract([texts.get(name, "so it is")])
+            assert isinstance(target, Features)
+            writer.commit([store(name, "0", 0, target, spec, "frames")], {})
+    return replace(task, streams={**task.streams, "characters": featcache.open(folder)["characters"]})
+
+
+def test_transcripts_without_characters_and_dropped_ones_are_counted(
+    task: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = respelt(task, tmp_path / "some", {"u003": "今日は元気です 123", "u005": "room 101", "u006": "[LAUGHTER]"})
+    with caplog.at_level(logging.WARNING):
+        SMALL.inputs(other)
+    name = other.streams["characters"].name
+    assert [record.message for record in caplog.records] == [
+        f"{name}: 13 characters were left out, which its vocabulary does not have, in 2 of 24 utterances, such as "
+        "'u003'.",
+        f"{name}: 2 of 24 utterances, such as 'u003', have no characters in its vocabulary: from their speech CTC "
+        "learns one boundary between words.",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        SMALL.inputs(task)
+        replace(SMALL, alpha=0.0).inputs(other)
+    assert not caplog.records
+
+
+def test_transcripts_of_which_none_has_characters_are_refused(task: Task, tmp_path: Path) -> None:
+    none = respelt(task, tmp_path / "none", dict.fromkeys(task.ids, "今日は元気です 123"))
+    words = r"24 of 24 utterances, such as 'u000', have no characters in its vocabulary; 240 characters were left out"
+    with pytest.raises(ConfigError, match=rf"^characters-\w+: {words}.*nothing to spell.*settings.alpha=0"):
+        SMALL.train(none, QUICK, lambda *_: None)
+    replace(SMALL, alpha=0.0).inputs(none)
+
+
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, str]:
     """A small encoder's front end cached, the samples, characters, and the states of another small encoder."""
@@ -453,12 +520,19 @@ def form(spoken: tuple[Task, str], kind: str) -> Task:
     return only(spoken[0], kind, "token_states", "characters")
 
 
-def scores(head: Mmer, task: Task, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def fresh(head: Mmer, task: Task) -> MmerModule:
     torch.manual_seed(0)
-    module = head.module(**head.shapes(task)).eval()
+    return head.module(**head.shapes(task))
+
+
+def outputs(module: MmerModule, head: Mmer, task: Task, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     batch = head.inputs(task).training_batch(torch.tensor([rows]), None, torch.Generator())
     logits, further = module(*(item[0] for item in batch))
     return logits, further
+
+
+def scores(head: Mmer, task: Task, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    return outputs(fresh(head, task).eval(), head, task, rows)
 
 
 def test_an_encoder_gives_the_same_from_the_samples_and_from_its_front_end(spoken: tuple[Task, str]) -> None:
@@ -470,11 +544,45 @@ def test_an_encoder_gives_the_same_from_the_samples_and_from_its_front_end(spoke
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_a_batch_changes_no_score_behind_an_encoder(spoken: tuple[Task, str]) -> None:
+def silence(module: nn.Module) -> None:
+    """Set every dropout of a network to 0, which stays in training mode."""
+    block: Any
+    for block in module.modules():
+        if isinstance(block, nn.Dropout):
+            block.p = 0.0
+        elif isinstance(getattr(block, "dropout", None), float):
+            block.dropout = 0.0
+        if hasattr(block, "config"):
+            block.config.layerdrop = 0.0
+
+
+def test_a_batch_changes_neither_scores_nor_the_further_loss_of_an_encoder_in_training(
+    spoken: tuple[Task, str],
+) -> None:
+    head, task = replace(trained(spoken[1]), encoder_dropout=True), form(spoken, "conv_features")
+    module = fresh(head, task)
+    silence(module)
+    assert module.training
+    assert module.speech is not None
+    assert module.speech.get_submodule("model").training
+    logits, further = outputs(module, head, task, [0, 1, 3])
+    each = [outputs(module, head, task, [number]) for number in (0, 1, 3)]
+    torch.testing.assert_close(logits, torch.cat([one for one, _ in each]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(further, torch.stack([one for _, one in each]).mean(), rtol=1e-5, atol=1e-6)
+    assert len({round(float(one.detach()), 4) for _, one in each}) == 3
+
+
+def test_characters_teach_the_encoder_and_nothing_that_only_emotions_use(spoken: tuple[Task, str]) -> None:
     head, task = trained(spoken[1]), form(spoken, "conv_features")
-    together, _ = scores(head, task, [0, 1, 3])
-    for row, number in enumerate([0, 1, 3]):
-        torch.testing.assert_close(scores(head, task, [number])[0][0], together[row], rtol=1e-5, atol=1e-6)
+    module = fresh(head, task)
+    _, further = outputs(module, head, task, [0, 1, 3])
+    further.backward()
+    gradients = {name: value.grad for name, value in module.named_parameters() if value.requires_grad}
+    shares = {name: 0.0 if value is None else float(value.abs().sum()) for name, value in gradients.items()}
+    reached = {name.partition(".")[0] for name, share in shares.items() if share}
+    assert reached == {"speech", "ctc"}
+    assert all(shares[name] > 0 for name in shares if name.endswith("q_proj.weight"))
+    assert any(name.endswith("layers.0.attention.q_proj.weight") for name in shares)
 
 
 def test_the_context_network_trains_and_is_what_was_learnt_elsewhere(spoken: tuple[Task, str]) -> None:
@@ -498,25 +606,59 @@ def test_the_context_network_trains_and_is_what_was_learnt_elsewhere(spoken: tup
         np.testing.assert_allclose(scored[task.positions(fold.test)], outcome.test, atol=1e-6)
 
 
-def test_the_encoders_dropout_works_in_training_and_its_specaugment_never(spoken: tuple[Task, str]) -> None:
+def test_the_encoders_dropout_works_in_training_and_its_specaugment_never(
+    spoken: tuple[Task, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     head, task = replace(trained(spoken[1]), encoder_dropout=True), form(spoken, "conv_features")
     module = head.module(**head.shapes(task))
     assert module.speech is not None
     model: Any = module.speech.get_submodule("model")
     assert model.training
-    assert not model.config.apply_spec_augment
     assert not model.masked_spec_embed.requires_grad
+    model.config.mask_time_length = 2  # of frames, of which an utterance needs more to be masked
+    monkeypatch.setattr(SpeechEncoder, "_augmented", refuse)
+    one, other = (outputs(module, head, task, [0, 1])[0] for _ in range(2))
+    assert not torch.equal(one, other)
+    noisy = load_encoder(task.streams["conv_features"].spec, spoken[1], None, None, True)
+    noisy.get_submodule("model").config.mask_time_length = 2  # type: ignore[union-attr]
+    with pytest.raises(AssertionError, match="masked"):
+        noisy.train()(torch.zeros(1, 1, 20, task.streams["conv_features"].spec.dim), torch.tensor([20]))
+
+
+def refuse(*_: Any) -> torch.Tensor:
+    raise AssertionError("masked")
+
+
+def of_samples(spoken: tuple[Task, str], folder: Path, samples: dict[str, int]) -> Task:
+    """Return a task on waveforms of so many samples."""
+    spec = spoken[0].streams["waveform"].spec
+    with StreamWriter(folder, spec, "zarr", "frames") as writer:
+        frames = {name: Features(np.ones((1, number, 1), np.float32)) for name, number in samples.items()}
+        writer.commit([store(name, "0", 0, one, spec, "frames") for name, one in frames.items()], {})
+    return replace(spoken[0], streams={"waveform": featcache.open(folder)["waveform"]}, ids=list(samples))
 
 
 def test_an_utterance_too_short_for_the_encoder_is_named(spoken: tuple[Task, str], tmp_path: Path) -> None:
-    spec = spoken[0].streams["waveform"].spec
-    with StreamWriter(tmp_path, spec, "zarr", "frames") as writer:
-        samples = {"u000": 399, "u001": 9000}
-        frames = {name: Features(np.ones((1, number, 1), np.float32)) for name, number in samples.items()}
-        writer.commit([store(name, "0", 0, one, spec, "frames") for name, one in frames.items()], {})
-    short = replace(spoken[0], streams={"waveform": featcache.open(tmp_path)["waveform"]}, ids=["u000", "u001"])
-    with pytest.raises(StreamError, match=r"'u000' has 399 frames in waveform-.* needs 400. Leave it out"):
+    short = of_samples(spoken, tmp_path, {"u000": 399, "u001": 9000})
+    with pytest.raises(StreamError, match=r"'u000' has 399 frames in waveform-.* needs 400 for its first state. Leave"):
         trained(spoken[1], text=False, alpha=0.0).inputs(short)
+
+
+def test_the_frames_of_samples_are_those_of_the_encoders_own_convolutions(
+    spoken: tuple[Task, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = shutil.copytree(spoken[1], tmp_path / "fast")
+    config = json.loads((fast / "config.json").read_text(encoding="utf-8"))
+    strides = [*config["conv_stride"][:-1], 1]
+    (fast / "config.json").write_text(json.dumps({**config, "conv_stride": strides}), encoding="utf-8")
+    # 12 frames of 20 ms, 22 of 10 ms
+    task = of_samples(spoken, tmp_path / "samples", {"u000": 4000, "u001": 9000})
+    task = respelt(task, tmp_path / "characters", {"u000": "so it is so it is"})
+    for checkpoint, told in ((spoken[1], True), (str(fast), False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            trained(checkpoint, text=False).inputs(task)
+        assert ("1 of 2 utterances, such as 'u000', have fewer frames" in caplog.text) == told
 
 
 def test_an_encoder_is_not_guessed(spoken: tuple[Task, str]) -> None:

@@ -16,7 +16,7 @@ from test_cli import call
 
 from featcache import Manifest, registry
 from featcache.cache import open as open_cache
-from featcache.errors import ProtocolError
+from featcache.errors import ConfigError, ProtocolError
 from featcache.settings import build
 from featcache.stream import Stream
 from heads.models.finetune import Finetune
@@ -88,6 +88,11 @@ def test_the_text_preset_is_the_papers() -> None:
     assert (head.freeze, head.projector_dim) == ("nothing", 0)
     assert (config.fit.optimiser, config.fit.learning_rate, config.fit.batch_size) == ("adamw", (2e-5,), 32)
     assert config.fit.weight_decay == (0.0,)  # Adam
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_copies_of_a_recording_train_speech_and_repeat_no_text(name: str) -> None:
+    assert train_config(read_preset(name), {}, []).copies == ("text" not in name)
 
 
 @pytest.mark.parametrize("key", ["pretrain", "frozen", "finetuned", "scratch"])
@@ -244,11 +249,11 @@ def test_the_second_fusion_averages_scores_standardised_on_validation(tmp_path: 
 SMALL = ["settings.channels=2", "settings.embedding=4", "settings.chunks=[8,12]", "fit.steps=2", "fit.batch_size=4"]
 
 
-def train(preset: str, folder: Path, *overrides: str) -> dict[str, np.ndarray]:
-    """Train a preset in small on the corpus in a folder; return the weights."""
+def train(preset: str, folder: Path, *overrides: str, name: str = "") -> dict[str, np.ndarray]:
+    """Train a preset in small on the corpus in a folder, as a run of its name or another; return the weights."""
     config = train_config(read_preset(preset), {}, [*SMALL, *overrides])
     manifest = Manifest.read(folder / "corpus.jsonl")
-    out = folder / preset
+    out = folder / (name or preset)
     train_heads.run(config, manifest, folder / "cache", out)
     return load_file(out / "weights.safetensors")
 
@@ -279,16 +284,37 @@ def test_speakers_are_told_apart_among_those_of_each_training_part(corpus: Path)
     assert set(run.scores.classes) == {f"s{number}" for number in range(6)}
 
 
-def test_frozen_and_fine_tuned_runs_begin_with_the_convolutions_of_the_speakers(corpus: Path) -> None:
+def test_frozen_runs_keep_the_convolutions_of_the_speakers(corpus: Path) -> None:
     start = f"start={corpus / 'padi-pretrain-laptop'}"
     before = load_file(corpus / "padi-pretrain-laptop" / "weights.safetensors")
-    frozen, tuned = (train(name, corpus, start) for name in ("padi-frozen-laptop", "padi-finetuned-laptop"))
+    frozen = train("padi-frozen-laptop", corpus, start)
     names = [name for name in before if "/convolutions." in name]
     assert names
     assert all(np.array_equal(before[name], frozen[name]) for name in names)
-    weights = [name for name in names if name.endswith("first.weight")]
-    assert all(0 < np.abs(before[name] - tuned[name]).max() < 0.1 for name in weights)
     assert len(read_run(corpus / "padi-frozen-laptop").scores.ids) == 72
+
+
+def test_fine_tuned_runs_move_the_convolutions_of_the_speakers_by_the_presets_rate(corpus: Path) -> None:
+    """The first step of SGD is the rate times the gradient, which a second run of a known rate tells."""
+    one_step = [f"start={corpus / 'padi-pretrain-laptop'}", "fit.unit=step", "fit.steps=1", "fit.eval_every=1"]
+    before = load_file(corpus / "padi-pretrain-laptop" / "weights.safetensors")
+    tuned = train("padi-finetuned-laptop", corpus, *one_step)
+    faster = train("padi-finetuned-laptop", corpus, *one_step, "fit.pretrained_rate=0.1", name="faster")
+    for name in (name for name in before if "/convolutions." in name and name.endswith("first.weight")):
+        gradient = (before[name] - faster[name]) / 0.1
+        assert np.abs(gradient).max() > 1e-2
+        np.testing.assert_allclose(before[name] - tuned[name], 1e-3 / 4 * gradient, rtol=1e-2, atol=2e-7)
+    # What is new moves at a rate of its own.
+    assert all(np.array_equal(tuned[name], faster[name]) for name in tuned if "/classify." in name)
+
+
+def test_fine_tuning_and_freezing_want_a_run_to_start_from(corpus: Path) -> None:
+    for preset, words in (
+        ("padi-finetuned-laptop", "fit.pretrained_rate is 0.00025, .* begins at random. Set start to the folder"),
+        ("padi-frozen-laptop", "they begin at random. Set start to the folder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(preset, corpus, name=f"{preset}-alone")
 
 
 def test_a_start_that_heard_tested_utterances_is_refused(corpus: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -183,6 +184,29 @@ def test_padding_of_several_streams_changes_no_score(task: Task, head: PoolingHe
     torch.testing.assert_close(module(*garbage), together, rtol=1e-4, atol=1e-5)
     alone = torch.cat([module(*inputs.scored(everyone[[at]], None)[0]) for at in range(NUM)])
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", [None, "early", "late"])
+@pytest.mark.parametrize("head", HEADS, ids=HEAD_NAMES)
+def test_numbers_behind_an_utterance_change_no_gradient(head: PoolingHead, fusion: Literal["early", "late"]) -> None:
+    """Those of the layer weights among them, which read every frame of a batch."""
+    shapes = (StreamShape(2, 3, Fraction(1, 50)), StreamShape(2, 4, Fraction(1, 100)))[: 2 if fusion else 1]
+    counts = [torch.tensor([5, 8, 3]), torch.tensor([10, 16, 6])]
+    hidden = [torch.randn(3, 2, int(count.max()) + 2, one.dim) for one, count in zip(shapes, counts, strict=False)]
+    found = []
+    for garbage in (0.0, 1e4):
+        torch.manual_seed(0)
+        module = replace(head, fusion=fusion, dropout=0.0).module(2, 3, CLASSES, shapes)
+        behind = [torch.arange(one.shape[2]) >= count[:, None] for one, count in zip(hidden, counts, strict=False)]
+        filled = [one.masked_fill(mask[:, None, :, None], garbage) for one, mask in zip(hidden, behind, strict=True)]
+        batch = [item for pair in zip(filled, counts, strict=False) for item in pair]
+        module(*batch).square().sum().backward()
+        found.append({name: value.grad for name, value in module.named_parameters() if value.grad is not None})
+    alphas = [value for name, value in found[0].items() if name.endswith("alpha")]
+    assert len(alphas) == len(shapes)
+    assert all(value.abs().sum() > 0 for value in alphas)
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_mean_pool_of_two_streams_by_hand(task: Task) -> None:

@@ -218,6 +218,28 @@ def test_a_file_that_is_not_of_the_run_has_no_own_fold(corpus: Corpus, probe: Pa
     assert f"{tmp_path / 'new.wav'}: it is no utterance that 'linear_probe' was tested on" in message
 
 
+def test_copies_of_the_runs_utterances_are_no_news_to_it(corpus: Corpus, probe: Path, tmp_path: Path) -> None:
+    rows: list[Utterance] = []
+    for name, original in {"c0": "u00", "c1": "u03", "c2": "c1", "other": "nobody"}.items():
+        soundfile.write(tmp_path / f"{name}.wav", tone(0.5, seed=len(rows) + 50), 16000, subtype="FLOAT")
+        rows.append(Utterance(name, f"{name}.wav", extra={"version_of": original}))
+    Manifest(rows, tmp_path).write(tmp_path / "copies.jsonl")
+    _, message = tell("predict", probe, "--manifest", tmp_path / "copies.jsonl")
+    assert "3 of 4 are of the data that 'linear_probe' was trained on, or copies of it" in message
+    # Each is scored by the model that had not heard its original: u00 is of the speaker sö0, u03 of sö1.
+    own = predicted(probe, "--manifest", tmp_path / "copies.jsonl", "--fold", "own", code=3)
+    for fold, names in {"sö0": ["c0"], "sö1": ["c1", "c2"]}.items():
+        of_fold = predicted(probe, "--manifest", tmp_path / "copies.jsonl", "--fold", fold)
+        for name in names:
+            assert own[name] == pytest.approx(of_fold[name], abs=1e-6)
+    assert "other" not in own
+    # Another utterance of that name among those asked for is what they are copies of.
+    stranger = Utterance("u00", "other.wav")
+    Manifest([stranger, rows[0]], tmp_path).write(tmp_path / "strangers.jsonl")
+    _, message = tell("predict", probe, "--manifest", tmp_path / "strangers.jsonl")
+    assert "trained on" not in message
+
+
 def test_what_cannot_be_read_is_named_and_the_others_are_done(corpus: Corpus, probe: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"RIFF no audio")
     soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16000)
@@ -356,7 +378,7 @@ def test_other_features_than_those_of_training_are_refused(corpus: Corpus, probe
     change(spec, digest, "0" * 64)
     error = refused("predict", tmp_path / "run", corpus.wav(0))
     assert isinstance(error, ConfigError)
-    assert f"checkpoint.weights_sha256: {'0' * 64} -> {digest}" in str(error)
+    assert f"checkpoint.weights_sha256: {'0' * 12} -> {digest[:12]}" in str(error)
     error = refused("predict", probe, corpus.wav(0), "--set", "ge2e_states.target_rms=0.5")
     assert "settings.target_rms: 0.03 -> 0.5" in str(error)
 
@@ -443,6 +465,30 @@ def test_a_checkpoint_that_is_elsewhere_is_named_by_set(corpus: Corpus, tmp_path
         mine = found[f"text {int(key[1:]) + 1}"]
         assert np.allclose(list(mine.values()), row, rtol=0, atol=1e-6)
     assert "Give --text" in str(refused("predict", run, corpus.wav(0), *here))
+
+
+def test_an_encoder_that_was_tuned_from_ids_of_tokens_reads_new_texts(tmp_path: Path) -> None:
+    from text_makers import text_checkpoint
+
+    encoder = text_checkpoint(tmp_path / "small-bert")
+    texts = [f"this is sentence {number}" for number in range(12)]
+    people = [
+        Utterance(f"t{number}", text=text, label="ab"[number % 2], speaker=f"s{number // 2 % 3}")
+        for number, text in enumerate(texts)
+    ]
+    Manifest(people).write(tmp_path / "texts.jsonl")
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    call("extract", tmp_path / "texts.jsonl", "--cache", cache, "--stream", "tokens",
+         "--set", f"tokens.checkpoint={encoder}")  # fmt: skip
+    call("train-heads", tmp_path / "texts.jsonl", "--cache", cache, "--stream", "tokens", "--folds", "speaker",
+         "--head", "finetune", "--set", f"settings.checkpoint={encoder}", "--set", "fit.steps=2",
+         "--set", "fit.batch_size=4", "--out", run)  # fmt: skip
+    scores = read_run(run).scores
+    (tmp_path / "said.txt").write_text("\n".join(texts))
+    here = ["--set", f"tokens.checkpoint={encoder}"]
+    found = predicted(run, "--text-file", tmp_path / "said.txt", *here, "--fold", "own")
+    for key, row in zip(scores.ids, scores.probabilities, strict=True):
+        assert np.allclose(list(found[f"text {int(key[1:]) + 1}"].values()), row, rtol=0, atol=1e-6)
 
 
 def test_a_pack_without_utterances_keeps_the_length_that_texts_are_padded_to(corpus: Corpus, tmp_path: Path) -> None:

@@ -144,6 +144,25 @@ def test_speakers_are_told_apart_on_folds_of_their_own(corpus: Corpus, tmp_path:
     assert not (tmp_path / "out" / ".unfinished").exists()
 
 
+@pytest.mark.parametrize("target", ["speaker", "emotion", "phone"])
+def test_copies_that_the_encoder_was_trained_with_are_in_no_part(corpus: Corpus, tmp_path: Path, target: str) -> None:
+    half = NUM // 2
+    first, second = corpus.manifest[:half], corpus.manifest[half:]
+    copies = [
+        replace(copy, extra={**copy.extra, "version_of": original.id})
+        for original, copy in zip(first, second, strict=True)
+    ]
+    mine = corpus.copy(tmp_path / "corpus")
+    folds = make_folds([*first, *copies], "session")
+    assert all(any(one.id in fold.train for one in copies) for fold in folds)
+    save_folds(folds, mine.run / "folds.json")
+    mine.probe(tmp_path / "out", target, manifest=Manifest([*first, *copies]))
+    for fold in read_folds(tmp_path / "out" / "folds.json"):
+        used = {name.partition("@")[0] for part in fold.parts.values() for name in part}
+        assert used
+        assert used <= {one.id for one in first}
+
+
 @pytest.mark.parametrize(("target", "classes"), [("emotion", "abcd"), ("sex", "fm")])
 def test_everything_else_is_tested_on_speakers_that_nobody_has_heard(
     corpus: Corpus, tmp_path: Path, target: str, classes: str

@@ -23,7 +23,6 @@ from heads.probing import (
     phone_names,
     speaker_dependent_fold,
     united,
-    within,
 )
 from heads.task import Outcome
 
@@ -72,8 +71,8 @@ def test_the_division_follows_from_seed_fold_and_speaker_alone() -> None:
     moved = Fold("one", FOLD.train + FOLD.validation, (), ())
     assert speaker_dependent_fold(moved, SPEAKERS, seed=0) == fold
     only = [name for name in SPEAKERS if SPEAKERS[name] in ("s1", "s3")]
-    alone = speaker_dependent_fold(within(FOLD, only), SPEAKERS, seed=0)
-    assert alone == within(fold, only)
+    alone = speaker_dependent_fold(FOLD.within(only), SPEAKERS, seed=0)
+    assert alone == fold.within(only)
     others = [
         speaker_dependent_fold(FOLD, SPEAKERS, seed=1),
         speaker_dependent_fold(Fold("two", FOLD.train, FOLD.validation, ()), SPEAKERS, seed=0),

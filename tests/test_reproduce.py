@@ -473,6 +473,15 @@ def test_utterances_that_a_stream_lacks_are_refused_or_left_out_of_every_row(
     assert len(set(done.runs["light"].scores.ids)) == 24
 
 
+def test_what_is_left_out_of_every_row_takes_its_copies_along(paper: Paper, cache: Path, tmp_path: Path) -> None:
+    rows = list(make_manifest())
+    rows[0] = replace(rows[0], extra={**rows[0].extra, "version_of": "v999"})  # the cache has the copy alone
+    more = Manifest([*rows, replace(make_manifest()[0], id="v999")])
+    plan = make_plan(paper, more, cache, tmp_path / "out", replace(DEMO, missing="drop"))
+    assert plan.num_dropped == 2
+    assert set(plan.manifest.ids) == set(make_manifest().ids) - {"u000"}
+
+
 def test_utterances_that_a_stream_holds_and_then_failed_on_are_lacking(
     cache: Path, tmp_path: Path, here: list[str]
 ) -> None:

@@ -17,6 +17,7 @@ from featcache.stream import Features, StreamSpec
 from featcache.view import View
 from heads.fit_settings import FitSettings
 from heads.folds import make_folds
+from heads.job import Job, Member
 from heads.models._resnet import ResnetModule, statistics
 from heads.models.resnet import Resnet, SegmentInputs
 from heads.task import Task, Trained
@@ -238,12 +239,33 @@ def test_masked_copies_stand_behind_the_batch_in_training_alone() -> None:
     torch.testing.assert_close(plain.eval()(hidden), module(hidden))
 
 
-def test_copies_train_with_the_labels_of_the_batch(task: Task) -> None:
-    one = replace(task, folds=task.folds[:1])
-    [outcome] = small(augment="conservative", copies=2).train(one, QUICK, lambda *_: None)
-    assert np.isfinite(outcome.test).all()
-    assert all(np.isfinite(point["loss"]) for point in outcome.curve)
-    assert outcome.num_parameters == count(small().module(1, MELS, 3))
+@pytest.mark.parametrize("voted", [False, True])
+def test_copies_train_with_the_labels_of_the_batch(task: Task, voted: bool) -> None:
+    """The loss of 3 chunks and 2 copies of each, row by row: the batch, then copies of it one after the other."""
+    aims = np.random.default_rng(0).dirichlet(np.ones(3), len(task.ids)) if voted else np.eye(3)[task.labels]
+    head, positions = small(augment="conservative", copies=2), torch.tensor([4, 5, 0])
+    fold = task.folds[0]
+    parts = [torch.from_numpy(task.positions(part)) for part in fold.parts.values()]
+    member = Member(fold, {"layer": None, "learning_rate": 0.1, "weight_decay": 0.0}, *parts)
+    job = Job(head, replace(task, targets=aims if voted else None), QUICK, head.inputs(task), [member])
+    of_class = torch.tensor([1.0, 2.0, 4.0])
+    job._class_weights.copy_(of_class)
+    before = job._windows.get_state()
+    torch.manual_seed(5)
+    loss = float(job._loss(positions).detach())
+    job._windows.set_state(before)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        [chunks] = job._inputs.training_batch(positions[None], None, job._windows)
+        logs = torch.log_softmax(job._module(chunks[0]), dim=1).tolist()
+
+    def by_hand(order: list[int]) -> float:
+        rows = [aims[positions[place]] for place in order]
+        losses = [-float(aim @ row) for aim, row in zip(rows, logs, strict=True)]
+        return float(np.average(losses, weights=[float(aim @ of_class.numpy()) for aim in rows]))
+
+    assert loss == pytest.approx(by_hand([0, 1, 2] * 3), rel=1e-5)
+    assert loss != pytest.approx(by_hand([0, 0, 0, 1, 1, 1, 2, 2, 2]), rel=1e-2)
 
 
 def started(task: Task) -> tuple[Task, dict[str, np.ndarray]]:

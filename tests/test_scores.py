@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from featcache import Manifest, Utterance
 from featcache.errors import ScoresError
 from heads.metrics import evaluate
-from heads.runs import read_run, write_run
+from heads.runs import UNFINISHED, read_run, write_run
 from heads.scores import Scores, align
 
 CLASSES = ("angry", "happy", "sad")
@@ -265,6 +265,9 @@ def test_what_is_not_a_run_is_named(tmp_path):
         read_run(tmp_path / "nothing")
     with pytest.raises(ScoresError, match=r"is not a run: there is no 'scores\.csv' in it"):
         read_run(tmp_path)
+    (tmp_path / "begun" / UNFINISHED).mkdir(parents=True)
+    with pytest.raises(ScoresError, match=r"begun' is not a run yet.*interrupted.*The command that began it goes on"):
+        read_run(tmp_path / "begun")
     write_run(tmp_path, table(), table(classes=("sad", "angry", "happy")))
     with pytest.raises(ScoresError, match=r"'scores\.csv' has the classes"):
         read_run(tmp_path)

@@ -4,8 +4,9 @@ Source: Ghosh et al. 2023 (MMER), section 3.4: punctuation removed, all in upper
 those of wav2vec 2.0's vocabulary, of letters and the apostrophe. In a text such as ``It's 9 o'clock!``
 
 - letters are those of the text in upper case, composed (Unicode's NFC);
-- apostrophes of any form are one character of a word, ``IT'S``; not those that quote a word, and none where the
-  vocabulary lacks it, as the paper's own words have it: ``ITS``;
+- an apostrophe of any form within a word is one of its characters, ``IT'S``; none is where the vocabulary lacks it, as
+  the paper's own words have it: ``ITS``. Those before and behind a word are left out, ``'em`` and ``dogs'`` as well as
+  ``'well, I don't'``: they have no sound, and nothing tells them from quotation marks;
 - other punctuation and white space end a word: ``that--that's`` is two. One ``|`` stands between words;
 - what is in square brackets is a sound and no word, ``[LAUGHTER]``, and has no characters;
 - any other character that the vocabulary lacks, here the digit, is refused, or left out (`unknown`).
@@ -80,7 +81,7 @@ class Characters(Stream):
         """Return what decides the ids, which are int16, whatever `dtype` asks."""
         return StreamSpec(
             kind=self.kind(),
-            version=1,
+            version=2,  # 1 kept some apostrophes before and behind words
             input=self.input,
             settings={
                 "vocabulary": self.vocabulary,
@@ -139,8 +140,8 @@ class CharactersExtractor(Extractor):
                 f"its text {_short(text)!r} has {_listed(unknown)}, not in the vocabulary of characters. Write the "
                 "text as spoken (numbers in words), add to characters.vocabulary, or set characters.unknown=drop."
             )
-        words = ("".join(one for one in word if one in self._ids) for word in whole.split(BOUNDARY))
-        target = BOUNDARY.join(word for word in words if word.strip("'"))
+        words = ("".join(one for one in word if one in self._ids).strip("'") for word in whole.split(BOUNDARY))
+        target = BOUNDARY.join(filter(None, words))
         if not target and self._stream.empty == "error":
             raise StreamError(
                 f"its text {_short(text)!r} has no characters in the vocabulary. Fill the manifest's column 'text', "
@@ -158,9 +159,9 @@ def cleaned(text: str, vocabulary: str) -> str:
         text: any unicode.
         vocabulary: characters that are kept even where they are punctuation.
     """
-    plain = unicodedata.normalize("NFC", _EVENT.sub(" ", text).translate(_APOSTROPHES)).upper()
-    kept = "".join(one if one in vocabulary else _reading(one) for one in plain)
-    return BOUNDARY.join(filter(None, map(_unquoted, kept.split())))
+    plain = unicodedata.normalize("NFC", _EVENT.sub(" ", text).upper()).translate(_APOSTROPHES)
+    kept = "".join(one if one in vocabulary else _reading(one) for one in plain.replace("''", " "))
+    return BOUNDARY.join(filter(None, (word.strip("'") for word in kept.split())))
 
 
 def _reading(one: str) -> str:
@@ -168,12 +169,6 @@ def _reading(one: str) -> str:
     if one == "'" or unicodedata.category(one) == "Cf":  # Cf has no shape, such as a soft hyphen
         return ""
     return " " if one == BOUNDARY or unicodedata.category(one).startswith(("P", "Z", "C")) else one
-
-
-def _unquoted(word: str) -> str:
-    """Return the word without apostrophes that quote it; nothing where it is apostrophes alone."""
-    bare = word.strip("'")
-    return bare if word[:1] == word[-1:] == "'" or not bare else word
 
 
 def _short(text: str) -> str:

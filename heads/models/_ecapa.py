@@ -206,7 +206,7 @@ class EcapaTdnn(nn.Module):
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Map ``(batch, frames, dim)`` and ``(batch,)`` frame counts to embeddings ``(batch, embedding)``."""
-        # What is zero times anything stays zero: not a number would come back through gradients of weights.
+        # What is no number would come back through the first convolution's gradient: 0 times it is none either.
         frames = frames.masked_fill(~inside(lengths, frames.shape[1])[..., None], 0.0)
         values = self.first(frames.mT, lengths)  # (batch, channels, frames)
         outputs: list[torch.Tensor] = []

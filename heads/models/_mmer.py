@@ -1,16 +1,31 @@
-"""The network of MMER; see :mod:`heads.models.mmer`."""
+"""The network of MMER, and what its CTC loss can learn from; see :mod:`heads.models.mmer`."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from featcache.cache import CachedStream
+from featcache.errors import ConfigError
 from heads.layers import LayerMix, inside, masked_mean
 
 _EPSILON = 1e-12  # of layer norms, BERT's
-BLANK_ID = 0
+BLANK_ID, BOUNDARY_ID = 0, 1  # of the stream characters
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Draw the first weights of an optional part: with it and without it, what is built next begins alike."""
+    seed = int(torch.randint(2**62, (), device="cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class CrossModalBlock(nn.Module):
@@ -84,13 +99,15 @@ class Interaction(nn.Module):
 
         mapped = code_layers or speech_dim != dim
         self.text_map = nn.Linear(text_dim, dim) if text_dim != dim else nn.Identity()
-        self.text_layer = block() if code_layers else None
-        self.map_b = nn.Linear(speech_dim, dim) if mapped else nn.Identity()
-        self.map_d = nn.Linear(speech_dim, dim) if mapped else nn.Identity()
+        with apart():
+            self.map_b = nn.Linear(speech_dim, dim) if mapped else nn.Identity()
+            self.map_d = nn.Linear(speech_dim, dim) if mapped else nn.Identity()
+            self.text_layer = block() if code_layers else None
         self.block_b = block()
         self.block_c = block()
         self.block_d = block()
-        self.gate = nn.Linear(2 * dim, dim) if gate else None
+        with apart():
+            self.gate = nn.Linear(2 * dim, dim) if gate else None
         self.merge = nn.Linear(2 * dim, dim)
 
     def forward(
@@ -231,3 +248,52 @@ class Frames(nn.Module):
 def frames_needed(ids: Sequence[int]) -> int:
     """Return the fewest frames that CTC can spell characters with: one each, and a blank between equal neighbours."""
     return len(ids) + sum(one == other for one, other in pairwise(ids))
+
+
+def check_targets(speech: str, num_frames: Sequence[int], characters: CachedStream, ids: Sequence[str]) -> None:
+    """Tell how much of the transcripts CTC cannot learn from.
+
+    Args:
+        speech: name of the stream of frames, for messages.
+        num_frames: frames of each utterance.
+        characters: what CTC is to spell.
+        ids: utterances.
+
+    Raises:
+        ConfigError: it can learn from none of them.
+    """
+    if not ids:
+        return
+    targets = [characters[name][0, :, 0].tolist() for name in ids]
+    _check_spelt(characters, targets, ids)
+    needed = map(frames_needed, targets)
+    short = [name for name, count, least in zip(ids, num_frames, needed, strict=True) if count < least]
+    told = f"{speech}: {_few(short, ids)}, have fewer frames than their characters need"
+    if len(short) == len(ids):
+        raise ConfigError(
+            f"{told}, so that CTC cannot spell them. Read a stream with more frames a second, or set settings.alpha=0."
+        )
+    if short:
+        logger.warning("%s: they add nothing to the CTC loss, and count for the emotions as all do.", told)
+
+
+def _check_spelt(characters: CachedStream, targets: Sequence[Sequence[int]], ids: Sequence[str]) -> None:
+    """Tell of characters that were dropped, and of transcripts of which nothing is left; refuse if that is all."""
+    dropped = characters.array("dropped", ids)
+    lacking = [name for name, count in zip(ids, dropped.tolist(), strict=True) if count]
+    lost = f"{int(dropped.sum())} characters were left out, which its vocabulary does not have"
+    empty = [name for name, target in zip(ids, targets, strict=True) if set(target) <= {BOUNDARY_ID}]
+    told = f"{characters.name}: {_few(empty, ids)}, have no characters in its vocabulary"
+    if len(empty) == len(ids):
+        raise ConfigError(
+            f"{told}; {lost}. CTC has nothing to spell. Have they texts, and is characters.vocabulary of their "
+            "language? Extract the stream with another vocabulary, or set settings.alpha=0."
+        )
+    if lacking:
+        logger.warning("%s: %s, in %s.", characters.name, lost, _few(lacking, ids))
+    if empty:
+        logger.warning("%s: from their speech CTC learns one boundary between words.", told)
+
+
+def _few(some: Sequence[str], ids: Sequence[str]) -> str:
+    return f"{len(some)} of {len(ids)} utterances" + (f", such as {some[0]!r}" if some else "")

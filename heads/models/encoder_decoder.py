@@ -104,7 +104,10 @@ class EncoderDecoder(GradientHead["WindowInputs"]):
         return ("log_mel", "speaker", *(["phones"] if self.reconstruct else []))
 
     def context(self, task: Task) -> dict[str, np.ndarray]:
-        """Return the mean embedding of each speaker, which is of other utterances than the one that is scored."""
+        """Return the mean embedding of each speaker, which is of other utterances than the one that is scored.
+
+        Augmented copies have no part in it.
+        """
         means = speaker_means(self.roles(task)["speaker"], _people(task))
         return {f"{SPEAKER}{speaker}": mean for speaker, mean in means.items()}
 
@@ -342,7 +345,7 @@ class WindowInputs(Inputs):
 
 
 def _people(task: Task) -> list[Utterance]:
-    """Return the utterances of a task with their speakers.
+    """Return the utterances of a task with their speakers, without augmented copies.
 
     Raises:
         ProtocolError: an utterance has none.
@@ -355,4 +358,4 @@ def _people(task: Task) -> list[Utterance]:
             f"{len(nameless)} utterances have no speaker, such as {nameless[0]!r}; encoder_decoder reads a mean "
             "embedding of each speaker. Fill the manifest's column 'speaker'."
         )
-    return utterances
+    return [utterance for utterance in utterances if utterance.id not in task.copies]

@@ -1,7 +1,7 @@
 """Fine-tuning: an encoder trained together with the mean over time and a linear layer.
 
-Source: Morais et al. 2022, section 3.2 (wav2vec 2.0 and HuBERT with mean pooling and a linear layer), as SUPERB's
-emotion head with an encoder that trains; Padi et al. 2022, section 3.2, have BERT with one linear layer on top.
+Source: Morais et al. 2022, section 2.2 (wav2vec 2.0 and HuBERT with mean pooling and a linear layer), as SUPERB's
+emotion head with an encoder that trains; Padi et al. 2022, section 3.1.2, have BERT with a new classification head.
 
 Training starts at the stream that is read, so what is frozen for good is computed once, see :mod:`heads.encoder`.
 """
@@ -21,9 +21,9 @@ from featcache.errors import ConfigError
 from featcache.files import canonical_json
 from featcache.stream import EXACT_DTYPES, StreamSpec
 from featcache.view import View
-from heads.encoder import EncoderModule, Freeze, check_freeze, encoder_of, least_frames, load_encoder, start_of
+from heads.encoder import EncoderModule, Freeze, check_freeze, check_least, encoder_of, load_encoder, start_of
 from heads.head import GradientHead
-from heads.inputs import FrameInputs
+from heads.inputs import FrameInputs, longest_first
 from heads.layers import masked_mean
 from heads.task import Task, features_of
 
@@ -87,17 +87,11 @@ class Finetune(GradientHead["EncoderInputs"]):
         """Return the frames of the one layer that is read.
 
         Raises:
-            ConfigError: an utterance is too short to give a state; names it.
+            StreamError: an utterance is too short to give a state; names it.
         """
         stream = self.source(task)
         view = task.view(stream, layers=[start_of(stream.spec, self.start_layer)])
-        least = least_frames(stream.spec, self.checkpoint, self.revision)
-        shortest = int(view.lengths.argmin()) if len(view.ids) else 0
-        if len(view.ids) and view.lengths[shortest] < least:
-            raise ConfigError(
-                f"{view.ids[shortest]!r} has {int(view.lengths[shortest])} frames in {stream.name}; the encoder needs "
-                f"{least} for its first state. Leave the utterance out."
-            )
+        check_least(view, self.checkpoint, self.revision)
         return EncoderInputs(view)
 
     def layer_names(self, task: Task) -> Sequence[str]:
@@ -162,14 +156,7 @@ class EncoderInputs(FrameInputs):
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return utterances of like length together, of bounded length in all, or one that alone is longer."""
-        lengths = self.view.lengths[positions]
-        order = lengths.argsort(descending=True, stable=True)
-        chunks = []
-        while len(order):
-            size = max(1, self._most // int(lengths[order[0]]))
-            chunks.append(order[:size])
-            order = order[size:]
-        return chunks
+        return longest_first(self.view.lengths[positions][None], self._most)
 
 
 class FinetuneModule(nn.Module):

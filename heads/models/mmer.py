@@ -23,7 +23,6 @@ With 768 dimensions and four classes there are 23.7 M parameters beside wav2vec2
 A run without one of the two modalities has none of the blocks, and takes the mean of the other.
 """
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -31,22 +30,21 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from featcache import speech_encoders
 from featcache.cache import CachedStream
-from featcache.errors import ConfigError, StreamError
+from featcache.errors import ConfigError
 from featcache.stream import StreamSpec
 from featcache.view import View
-from heads.encoder import EncoderModule, Freeze, check_freeze, least_frames, load_encoder
+from heads.encoder import EncoderModule, Freeze, check_freeze, check_least, checkpoint_of, load_encoder
+from heads.encoders.speech import SpeechEncoder
 from heads.head import GradientHead, chosen_layers
 from heads.inputs import FrameInputs
 from heads.layers import LayerMix
-from heads.models._mmer import CtcLoss, Frames, Interaction, MmerModule, frames_needed
+from heads.models._mmer import CtcLoss, Frames, Interaction, MmerModule, apart, check_targets
 from heads.streams import StreamInputs
 from heads.task import Task, features_of
 
-logger = logging.getLogger(__name__)
-
 TEXT, CHARACTERS, WAVEFORM = "token_states", "characters", "waveform"
-_ENCODED_SHIFT_S = 0.02  # between the states of any speech encoder that reads waveforms
 # Numbers held at once, to bound batches that are scored: the widest layers of a base model, and its front end's.
 _HELD_BY_FRAME, _HELD_BY_SAMPLE = 6144, 256
 
@@ -174,8 +172,8 @@ class Mmer(GradientHead["ModalInputs"]):
         """Return the features, and characters for training.
 
         Raises:
-            ConfigError: speech is samples, and no encoder is named; or no utterance has as many frames as its
-                characters need.
+            ConfigError: speech is samples, and no encoder is named; or CTC can learn from no utterance, see
+                :func:`heads.models._mmer.check_targets`.
             StreamError: an utterance is too short for the encoder.
         """
         roles = self.roles(task)
@@ -187,14 +185,20 @@ class Mmer(GradientHead["ModalInputs"]):
         samples = speech is not None and speech.spec.kind == WAVEFORM
         if samples and self.encoder is None:
             raise ConfigError("mmer reads samples only through an encoder. Name one: settings.encoder=CHECKPOINT.")
-        least = 1
         if speech is not None and self.encoder is not None:
-            least = least_frames(speech.spec, self.encoder, self.revision)
-            _check_least(views[0], least)
+            check_least(views[0], self.encoder, self.revision)
         if speech is not None and characters is not None:
-            _check_lengths(speech, characters, task.ids, least)
+            check_targets(speech.name, self._num_states(views[0]), characters, task.ids)
         further = None if characters is None else task.view(characters)
         return ModalInputs(views, further, _HELD_BY_SAMPLE if samples else _HELD_BY_FRAME)
+
+    def _num_states(self, speech: View) -> Sequence[int]:
+        """Return how many frames each utterance has where CTC reads them."""
+        counts: list[int] = speech.lengths.tolist()
+        if speech.stream.spec.kind != WAVEFORM:
+            return counts
+        config = checkpoint_of(speech.stream.spec, self.encoder, self.revision).config
+        return [speech_encoders.num_frames(config, count) for count in counts]
 
     def shapes(self, task: Task) -> dict[str, Any]:
         """Return the arguments of :meth:`module` for a task."""
@@ -217,7 +221,7 @@ class Mmer(GradientHead["ModalInputs"]):
         num_symbols: int = 29,
         speech_spec: StreamSpec | None = None,
     ) -> MmerModule:
-        """Return a fresh module.
+        """Return a fresh module. At a seed, what the variants have in common begins alike in all of them.
 
         Args:
             num_layers: layers of the speech stream, or of the text where it is read alone.
@@ -230,18 +234,18 @@ class Mmer(GradientHead["ModalInputs"]):
         Raises:
             ConfigError: the attention's heads do not divide its size, or the encoder cannot start from the stream.
         """
-        speech = text = interaction = ctc = None
+        speech = text = interaction = None
         width = 0
         if self.speech:
             speech = self._speech(num_layers, speech_spec)
             width = dim = speech.dim if isinstance(speech, EncoderModule) else dim
+        with apart():
+            ctc = CtcLoss(dim, num_symbols, self.ctc_reduction) if CHARACTERS in self.reads else None
         if self.text:
             text = Frames(None)
             inner = text_dim if self.dim is None else self.dim
             interaction = self._interaction(dim, text_dim, inner) if self.speech else None
             width += inner if self.speech else dim
-        if CHARACTERS in self.reads:
-            ctc = CtcLoss(dim, num_symbols, self.ctc_reduction)
         return MmerModule(speech, text, interaction, ctc, nn.Linear(width, num_classes), self.alpha, self.dropout)
 
     def _speech(self, num_layers: int, spec: StreamSpec | None) -> nn.Module:
@@ -308,52 +312,9 @@ class ModalInputs(StreamInputs):
         return batch if self._characters is None else (*batch, *self._characters.batch(indices, layers))
 
 
-def _check_least(speech: View, least: int) -> None:
-    """Raise StreamError, with its name, for an utterance that is too short for a state of the encoder."""
-    shortest = int(speech.lengths.argmin())
-    if speech.lengths[shortest] < least:
-        raise StreamError(
-            f"{speech.ids[shortest]!r} has {int(speech.lengths[shortest])} frames in {speech.stream.name}, and the "
-            f"encoder's first state needs {least}. Leave it out of the manifest."
-        )
-
-
 def _leave_unmasked(encoder: EncoderModule) -> None:
     """Switch SpecAugment off, as the published code does, which keeps the encoder's dropout."""
-    model: Any = encoder.get_submodule("model")
-    if hasattr(model, "masked_spec_embed"):
-        model.config.apply_spec_augment = False
-        model.masked_spec_embed.requires_grad_(False)
-
-
-def _check_lengths(speech: CachedStream, characters: CachedStream, ids: Sequence[str], least: int) -> None:
-    """Tell how many utterances have too few frames for their characters.
-
-    Args:
-        speech: frames, or the samples that an encoder makes them of.
-        characters: what CTC is to spell.
-        ids: utterances.
-        least: samples that give one frame; of no meaning for frames.
-
-    Raises:
-        ConfigError: all of them.
-    """
-    shift_s = speech.spec.frame_shift_s
-    hop = round(_ENCODED_SHIFT_S / shift_s) if speech.spec.kind == WAVEFORM and shift_s else 0
-    short = []
-    for name in ids:
-        count = speech.num_frames(name)
-        count = (count - least) // hop + 1 if hop else count
-        if count < frames_needed(characters[name][0, :, 0].tolist()):
-            short.append(name)
-    if not short:
-        return
-    told = (
-        f"{speech.name}: {len(short)} of {len(ids)} utterances, such as {short[0]!r}, have fewer frames than their "
-        "characters need"
-    )
-    if len(short) == len(ids):
-        raise ConfigError(
-            f"{told}, so that CTC cannot spell them. Read a stream with more frames a second, or set settings.alpha=0."
-        )
-    logger.warning("%s: they add nothing to the CTC loss, and count for the emotions as all do.", told)
+    if isinstance(encoder, SpeechEncoder):
+        encoder._spec_augment = False
+        if hasattr(encoder.model, "masked_spec_embed"):
+            encoder.model.masked_spec_embed.requires_grad_(False)

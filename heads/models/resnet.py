@@ -24,8 +24,9 @@ network, and batch norm's running statistics, what no whole utterance has. Score
 behind them in a batch is hidden after every convolution, and changes no score.
 
 **Transfer.** A run starts from another (``start``) with its convolutions; all that is fully connected, embedding and
-output, is new ("we replace the FC layers"). `freeze` keeps the convolutions as they begin, the running means of their
-batch norms too; without it they learn at ``fit.pretrained_rate``.
+output, is new ("we replace the FC layers"). Sizes, strides, normalisation and the stream must be that run's. `freeze`
+keeps the convolutions as they begin, the running means of their batch norms too; without it they learn at
+``fit.pretrained_rate``.
 """
 
 from collections.abc import Sequence
@@ -70,6 +71,9 @@ class Resnet(GradientHead["SegmentInputs"]):
     title: ClassVar[str] = "Padi's speech model: ResNet34 over log-mels, mean and std over time, embedding, linear"
     tier: ClassVar[Literal["frames", "stats"]] = "frames"
     stacked: ClassVar[bool] = False
+    start_may_change: ClassVar[frozenset[str]] = GradientHead.start_may_change | {
+        "augment", "chunks", "copies", "embedding", "shorter",
+    }  # fmt: skip
 
     layer: int = -1
     channels: int = 32
