@@ -39,7 +39,7 @@ from featcache.errors import ConfigError
 from featcache.view import View
 from heads.augment import POLICIES, Policy
 from heads.head import GradientHead, chosen_layers
-from heads.inputs import FrameInputs
+from heads.inputs import FrameInputs, longest_first
 from heads.models._resnet import Convolutions, ResnetModule
 from heads.task import Task
 
@@ -180,15 +180,8 @@ class SegmentInputs(FrameInputs):
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return utterances of like length together, as many as the first stage's values leave memory for."""
-        lengths = self.view.lengths[positions]
-        order = lengths.argsort(descending=True, stable=True)
         frame_bytes = 4 * self._settings.channels * self.view.stream.spec.dim
-        found = []
-        while len(order):
-            size = max(1, _SCORED_BYTES // (frame_bytes * int(lengths[order[0]])))
-            found.append(order[:size])
-            order = order[size:]
-        return found
+        return longest_first(frame_bytes * self.view.lengths[positions][None], _SCORED_BYTES)
 
     def _normalised(self, frames: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """Normalise ``(batch, 1, frames, mels)`` by each utterance's own mean and standard deviation, in place."""
