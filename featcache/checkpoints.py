@@ -26,7 +26,7 @@ from typing import Any
 from featcache import demo_checkpoints, hub
 from featcache.errors import CheckpointError, ConfigError, MissingExtraError
 from featcache.files import canonical_json, listed, parse_json, quoted, read_plain
-from featcache.tuned import Tuned, of_checkpoint
+from featcache.tuned import Tuned, fold_checkpoints, of_checkpoint
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 """Types that a model can compute in."""
@@ -53,7 +53,9 @@ _HARMLESS = re.compile(r"(^|\.)(pooler\.|masked_spec_embed$|mask_emb$)")
 # Others are kernels, which transformers would download and run.
 _ATTENTION = (None, "eager", "sdpa", "flex_attention")
 _MOST_LAYERS, _MOST_OF_ANYTHING = 1000, 1_000_000
+_RUN = ("config.yaml", "scores.csv", "weights.safetensors")
 _LONGEST_NAME, _LONGEST_REASON = 200, 600
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _NO_CODE = "this project does not run code that comes with weights, and has no option to allow it"
 
 _digests: dict[tuple[str, int, int, int, int], str] = {}
@@ -128,6 +130,8 @@ def resolve(name: str, revision: str | None = None, need: Sequence[str] = ("conf
         as_path = Path(os.path.abspath(os.path.expanduser(name)))
         if os.path.isdir(as_path):
             folder = as_path
+        elif run := _run_of(as_path):
+            raise CheckpointError(f"There is no checkpoint folder {name!r}. {_saved_again(run)}")
         elif name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
             raise CheckpointError(f"There is no checkpoint folder {name!r}. Check the path.")
     if folder is None:
@@ -252,6 +256,15 @@ def _bundled(name: str) -> Path | None:
 def _read(folder: Path, need: Sequence[str]) -> Checkpoint:
     absent = _absent(folder, need)
     if absent:
+        of_folds = fold_checkpoints(folder)
+        if of_folds:
+            raise CheckpointError(
+                f"{str(folder)!r} holds a checkpoint for each fold ({listed(of_folds)}), and one is wanted here. "
+                f"To train on from each fold's own, name the run: --set start=RUN; or name the checkpoint of one fold, "
+                f"such as {str(next(iter(of_folds.values())))!r}."
+            )
+        if run := _run_of(folder):
+            raise CheckpointError(f"{str(folder)!r} holds no checkpoint. {_saved_again(run)}")
         present = sorted(path.name for path in folder.iterdir())
         raise CheckpointError(
             f"The checkpoint folder {str(folder)!r} has no {' and no '.join(absent)}. It holds: {listed(present)}."
@@ -264,6 +277,24 @@ def _read(folder: Path, need: Sequence[str]) -> Checkpoint:
         )
     weights_sha256 = _digest_of_files(_weight_files(folder))
     return Checkpoint(folder.name, folder, weights_sha256, config, tuned=of_checkpoint(folder, config))
+
+
+def _run_of(path: Path) -> Path | None:
+    """Return the run whose folder, whose ``encoders`` or whose checkpoint of a fold a path names, be it there or not.
+
+    None where it names none of these.
+    """
+    runs = {path, *({path.parent} if path.name == "encoders" else ())}
+    runs |= {path.parent.parent} if path.parent.name == "encoders" else set()
+    return next((run for run in sorted(runs) if all(os.path.isfile(run / name) for name in _RUN)), None)
+
+
+def _saved_again(run: Path) -> str:
+    """Return what to do where the checkpoints of a run are gone."""
+    return (
+        f"{str(run)!r} is the folder of a run: if 'featcache finetune' made it, the same command saves its encoders "
+        "again, and trains nothing anew."
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -351,6 +382,11 @@ def _digest_of_files(paths: Sequence[Path]) -> str:
         return digests[0]
     listed = "".join(f"{path.name} {digest}\n" for path, digest in zip(paths, digests, strict=True))
     return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def short_digests(text: str) -> str:
+    """Return a text for people, with the first 12 digits of each SHA-256 that it has."""
+    return _DIGEST.sub(r"\1", text)
 
 
 def file_sha256(path: Path) -> str:

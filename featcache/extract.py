@@ -18,10 +18,11 @@ from featcache import dtypes
 from featcache.backend import load_backend
 from featcache.cache import Cache, CachedStream, read_spec
 from featcache.catalogue import renew_catalogue
-from featcache.checkpoints import COMPUTE_DTYPES, resolve
+from featcache.checkpoints import COMPUTE_DTYPES, resolve, short_digests
 from featcache.claims import remove_abandoned, workplace
 from featcache.commit import StreamWriter
 from featcache.errors import CacheError, CheckpointError, ConfigError
+from featcache.files import listed
 from featcache.manifest import Manifest
 from featcache.plan import Plan, make_plan
 from featcache.stages import Stages
@@ -82,7 +83,8 @@ class Summary:
         elsewhere: ids that other processes computed meanwhile.
         present: ids that were there already.
         changed: id to why it was computed again.
-        others: streams of the same kind that the cache holds, with what makes this one another.
+        others: streams of the same kind that the cache holds, with what makes this one another; as
+            :func:`different_streams` returns them.
         failures: id to reason.
         num_bytes: bytes of feature arrays written.
     """
@@ -151,14 +153,23 @@ def _tier(spec: StreamSpec, options: Options) -> str:
 def different_streams(cache: Path, spec: StreamSpec) -> dict[str, list[str]]:
     """Return the streams of a spec's kind that a cache holds, each with the lines that make the spec another.
 
-    Those of other folds of one fine-tuning run are left out: they are meant to be others.
+    Those of other folds of one fine-tuning run are left out: they are meant to be others. Those of encoders that other
+    runs fine-tuned are told together. Digests are cut.
     """
     names = [name for name in Cache(cache) if name.rpartition("-")[0] == spec.kind and name != spec.name]
     others = {name: read_spec(cache / name) for name in names}
     run, fold = ((spec.checkpoint or {}).get(key) for key in ("tuned", "fold"))
     told = {name: other.checkpoint or {} for name, other in others.items()}
     siblings = {name for name in names if run and told[name].get("tuned") == run and told[name].get("fold") != fold}
-    return {name: spec.differences(other) for name, other in others.items() if name not in siblings}
+    lines = {name: spec.differences(other) for name, other in others.items() if name not in siblings}
+    found = {name: [short_digests(line) for line in of_one] for name, of_one in lines.items()}
+    elsewhere = [name for name in found if told[name].get("tuned") not in (None, run)]
+    if len(elsewhere) < 2:
+        return found
+    runs = sorted({told[name]["tuned"] for name in elsewhere})
+    together = f"the {len(elsewhere)} streams of fine-tuned encoders ({listed(runs)})"
+    apart = {name: of_one for name, of_one in found.items() if name not in elsewhere}
+    return {**apart, together: ["other checkpoints"]}
 
 
 def extract(

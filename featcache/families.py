@@ -7,10 +7,11 @@ name, or its digest where two runs have the same name.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from featcache import tuned
-from featcache.cache import Cache, CachedStream, read_spec
+from featcache.cache import DESCRIPTION, Cache, CachedStream, read_spec
 from featcache.errors import CacheError, UnknownNameError
 from featcache.files import canonical_json, listed
 from featcache.stream import StreamSpec
@@ -59,6 +60,23 @@ def is_family(name: str) -> bool:
     return "@" in name
 
 
+def family_name(cache: Cache, kind: str, run: str, digest: str) -> str:
+    """Return what names the streams of a run: its name, or its digest where another run's have that name as well.
+
+    Args:
+        cache: the cache that has them, or will have them.
+        kind: their kind.
+        run: the run's name.
+        digest: the run's.
+    """
+    try:
+        records = _records(cache, _of_kind(cache, kind)).values()
+    except CacheError:  # a damaged one may be of any run
+        return f"{kind}@{digest}"
+    shared = any(record.run == run and record.digest != digest for record in records)
+    return f"{kind}@{digest if shared else run}"
+
+
 def open_family(cache: Cache, name: str, digest: str = "") -> Family:
     """Return the family of a name.
 
@@ -72,22 +90,14 @@ def open_family(cache: Cache, name: str, digest: str = "") -> Family:
         CacheError: two runs of that name, several choices of settings, or a record that is damaged.
     """
     what, _, run = name.partition("@")
-    of_kind = {full: read_spec(cache.path / full) for full in cache if full.rpartition("-")[0] == _kind(cache, what)}
-    records: dict[str, tuned.Tuned] = {}
-    for full, spec in of_kind.items():
-        record = tuned.of_stream(cache.path / full, spec.checkpoint)
-        if record is not None:
-            records[full] = record
+    of_kind = _of_kind(cache, _kind(cache, what))
+    records = _records(cache, of_kind)
     found = [full for full, record in records.items() if _is_of(record, digest or run)]
     if not found:
         runs = sorted({f"{_kind(cache, what)}@{record.run}" for record in records.values()})
         raise UnknownNameError(f"family of streams in the cache {str(cache.path)!r}", name, runs)
-    digests = {records[full].digest: records[full].run for full in found}
-    if len(digests) > 1:
-        raise CacheError(
-            f"{name!r} could be of any of {len(digests)} runs of that name, whose folds may differ. Give the digest "
-            f"that the run's config.yaml has, such as {what}@{min(digests)} (here are {listed(sorted(digests))})."
-        )
+    if len({records[full].digest for full in found}) > 1:
+        raise CacheError(_of_several(cache, name, {full: records[full] for full in found}))
     members: dict[str, CachedStream] = {}
     for spec in _variant(name, what, [of_kind[full] for full in found]):
         fold = records[spec.name].fold
@@ -103,6 +113,42 @@ def open_family(cache: Cache, name: str, digest: str = "") -> Family:
 def _kind(cache: Cache, what: str) -> str:
     """Return the kind that a kind or a full name means."""
     return what.rpartition("-")[0] if what in list(cache) else what
+
+
+def _of_kind(cache: Cache, kind: str) -> dict[str, StreamSpec]:
+    """Return the streams of a kind by their full names."""
+    return {full: read_spec(cache.path / full) for full in cache if full.rpartition("-")[0] == kind}
+
+
+def _records(cache: Cache, specs: Mapping[str, StreamSpec]) -> dict[str, tuned.Tuned]:
+    """Return what the fine-tuned encoders of streams have learnt from, by the streams' full names."""
+    found = {full: tuned.of_stream(cache.path / full, spec.checkpoint) for full, spec in specs.items()}
+    return {full: record for full, record in found.items() if record is not None}
+
+
+def _of_several(cache: Cache, name: str, records: Mapping[str, tuned.Tuned]) -> str:
+    """Return that a name could be of several runs, with what tells these apart, the one extracted last in front."""
+    runs: dict[str, list[str]] = {}
+    for full, record in records.items():
+        runs.setdefault(record.digest, []).append(full)
+    dates = {
+        digest: max((cache.path / full / DESCRIPTION).stat().st_mtime for full in names)
+        for digest, names in runs.items()
+    }
+    lines = []
+    for digest in sorted(runs, key=lambda digest: (-dates[digest], digest)):
+        own = [records[full] for full in runs[digest]]
+        learnt = {one for record in own for one in (*record.train, *record.validation)}
+        date = datetime.fromtimestamp(dates[digest]).astimezone()
+        lines.append(
+            f"  {name.partition('@')[0]}@{digest}: extracted {date:%Y-%m-%d %H:%M:%S}, folds "
+            f"{listed(sorted({record.fold for record in own}))}, learnt from {len(learnt)} utterances "
+            f"({listed(runs[digest])})"
+        )
+    return (
+        f"{name!r} could be of any of {len(runs)} runs of that name, whose folds may differ. Name one by its digest, "
+        "which is in the run's config.yaml:\n" + "\n".join(lines)
+    )
 
 
 def _is_of(record: tuned.Tuned, run: str) -> bool:

@@ -20,6 +20,9 @@ from featcache.manifest import Manifest
 from heads.metrics import Metrics, evaluate
 from heads.scores import Scores
 
+UNFINISHED = ".unfinished"
+"""Folder of a run that keeps what a training which was stopped goes on from."""
+
 _MOST_VALUES, _DEEPEST = 1_000_000, 32
 # What PyYAML lets through besides its own errors: dates, numbers and tags that it does not check, and deep nesting.
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -59,6 +62,11 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not (folder / "scores.csv").is_file():
+        if (folder / UNFINISHED).is_dir():
+            raise ScoresError(
+                f"{str(folder)!r} is not a run yet: there is no 'scores.csv' in it, since its training was interrupted "
+                "or is still at work. The command that began it goes on with it."
+            )
         what = "no 'scores.csv' in it" if folder.is_dir() else "no such folder"
         raise ScoresError(f"{str(folder)!r} is not a run: there is {what}. Name the folder that holds the file.")
     scores = Scores.read(folder / "scores.csv")

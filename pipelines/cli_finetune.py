@@ -72,9 +72,12 @@ def finetune(
     Heads are then trained on the features of their own fold's encoder, and never on another's:
 
       featcache extract MANIFEST --stream hidden_states --set hidden_states.checkpoint=OUT/encoders --set
-      hidden_states.tap=final_norm
+      hidden_states.tap=final_norm --set hidden_states.layers=last
 
       featcache train-heads MANIFEST --stream hidden_states@NAME, where NAME is the last part of OUT.
+
+    With these settings, which --extract takes too, a stream is what was pooled here; without layers=last it has all
+    layers.
     """
     options: dict[str, Any] = {
         "head": head, "streams": tuple(stream or ()), "folds": folds, "validation": validation,
@@ -112,6 +115,6 @@ def _run(
         typer.echo(pipeline.next_commands(done, manifest, cache, out))
         return 0
     summaries = extraction.run(later, utterances, cache, lambda summary: typer.echo(show.summary(summary, "")))
-    names = ", ".join(f"{kind}@{done.name}" for kind in extract)
-    typer.echo(f"Train on them, each fold on those of its own encoder: --stream {names}")
+    names = " ".join(f"--stream {done.family(kind, cache)}" for kind in extract)
+    typer.echo(f"Train on them, each fold on those of its own encoder: {names}")
     return PARTLY if any(summary.failures for summary in summaries) else 0

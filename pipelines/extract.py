@@ -1,10 +1,12 @@
 """Extract streams into a cache: resolve every stream first, show the plan, then compute with a progress bar."""
 
+import logging
 import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +16,19 @@ from tqdm import tqdm
 
 from featcache import registry
 from featcache.cache import Cache
+from featcache.errors import ProtocolError
 from featcache.extract import Summary, context, different_streams, extract, plan_stream, resolve_device
+from featcache.files import listed
 from featcache.manifest import Manifest
 from featcache.plan import Plan
 from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
 from featcache.tuned import PROVENANCE, fold_checkpoints
+from heads.fold_files import read_folds
 from pipelines import devices
 from pipelines.config import ExtractConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,21 @@ def by_fold(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     checkpoint = settings.get("checkpoint")
     folder = Path(checkpoint).expanduser() if isinstance(checkpoint, str) else None
     found = fold_checkpoints(folder) if folder is not None and folder.is_dir() else {}
+    lost = _lost_folds(folder, found) if folder is not None and found else []
+    if lost:
+        logger.warning(
+            "%s has no encoder of the folds %s, which its run has: these are not extracted, and no head can be trained "
+            "on them. The same finetune command saves what is missing.", folder, listed(lost),
+        )  # fmt: skip
     return [{**settings, "checkpoint": str(path)} for path in found.values()] or [settings]
+
+
+def _lost_folds(folder: Path, found: Mapping[str, Path]) -> list[str]:
+    """Return the folds of a run that have no checkpoint; none where the checkpoints lie without their run."""
+    for path in (folder / "folds.json", folder.absolute().parent / "folds.json"):
+        with suppress(ProtocolError):  # there is none, or it is of something else
+            return [fold.name for fold in read_folds(path) if fold.name not in found]
+    return []
 
 
 def _spec(stream: Stream, config: ExtractConfig, manifest: Manifest, cache: Path) -> StreamSpec:

@@ -7,6 +7,7 @@ files is ``encoders/FOLD/``: an ordinary Hugging Face folder with its provenance
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +18,7 @@ from featcache import registry
 from featcache.cache import Cache
 from featcache.cache import open as open_cache
 from featcache.errors import ConfigError, ScoresError
-from featcache.families import is_family
+from featcache.families import family_name, is_family
 from featcache.files import listed, read_plain, write_json
 from featcache.manifest import Manifest
 from featcache.settings import build
@@ -48,8 +49,11 @@ KINDS = {
 """Stream that an encoder was trained from, to the stream that has all layers of the fine-tuned one."""
 
 
-OWN_OUTPUT: Mapping[str, Mapping[str, Any]] = {"hidden_states": {"tap": "final_norm"}}
-"""Settings with which a stream's last layer is what was pooled in fine-tuning: the encoder's own output."""
+OWN_OUTPUT: Mapping[str, Mapping[str, Any]] = {
+    "hidden_states": {"tap": "final_norm", "layers": "last"},
+    "token_states": {"layers": "last", "special_tokens": True},
+}
+"""Settings with which a stream is what was pooled in fine-tuning: the encoder's own output."""
 
 
 @runtime_checkable
@@ -70,12 +74,18 @@ class Finetuned:
         encoders: fold to the folder of its checkpoint.
         kind: stream that has the layers of these; None where nobody knows one.
         name: what the run is called in their provenance, and behind the ``@`` of a family of streams.
+        digest: the run's, which stands there where another run's streams have that name.
     """
 
     trained: Trained
     encoders: Mapping[str, Path]
     kind: str | None
     name: str
+    digest: str
+
+    def family(self, kind: str, cache: Path) -> str:
+        """Return what names the streams of a kind that a cache has of the encoders, or will have."""
+        return family_name(Cache(cache), kind, self.name, self.digest)
 
 
 def default_preset(streams: Sequence[str]) -> str:
@@ -160,6 +170,12 @@ def train(
         ConfigError: the head holds none; and what is raised there.
     """
     _encoder_head(config)
+    going = _encoders_in(Path(out)) if overwrite else ""
+    if going:
+        on_message(
+            f"--overwrite: {going} are deleted when the new training is done. Runs that were trained on their features "
+            "need them to predict: interrupt now and copy the folder, or give another --out, to keep them."
+        )
     return train_heads.run(config, manifest, cache, out, overwrite, on_progress, on_message, meant)
 
 
@@ -198,7 +214,9 @@ def save(
         _save(head, tasks[name], fold_weights(out, name), encoders[name], replace(records[name], run=run_name))
     on_progress(len(wanted), len(wanted))
     kinds = {KINDS.get(stream.spec.kind) for stream in prepared.streams.values()} - {None}
-    return Finetuned(trained, encoders, kinds.pop() if len(kinds) == 1 else None, run_name)
+    kind = kinds.pop() if len(kinds) == 1 else None
+    digest = str((trained.run.config or {}).get("digest"))
+    return Finetuned(trained, encoders, kind, run_name, digest)
 
 
 def run(
@@ -230,6 +248,16 @@ def run(
     """
     trained = train(config, manifest, cache, out, overwrite, on_progress, on_message, meant)
     return save(trained, config, manifest, cache, out, meant=meant)
+
+
+def _encoders_in(out: Path) -> str:
+    """Return whose encoders a run folder has, in words; nothing where it has none."""
+    records = []
+    for path in sorted((out / ENCODERS).glob(f"*/{PROVENANCE}")):
+        with suppress(OSError, ValueError):
+            records.append(read_tuned(path))
+    runs = listed(dict.fromkeys(f"{record.run!r} (digest {record.digest})" for record in records))
+    return f"the encoders of {runs} in {str(out / ENCODERS)!r}" if records else ""
 
 
 def _encoder_head(config: TrainConfig) -> SavesEncoder:
@@ -264,6 +292,10 @@ def _save(
         head.save_encoder(task, weights, aside)
         write_json(aside / "config.json", {**_config(aside), FLAG: record.sha256})
         write_tuned(aside / PROVENANCE, record)
+        mode = (aside / PROVENANCE).stat().st_mode  # what umask gives; safetensors makes files for their owner alone
+        for path in aside.iterdir():
+            if path.is_file():
+                path.chmod(mode)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -277,11 +309,16 @@ def _config(folder: Path) -> dict[str, Any]:
 def next_commands(done: Finetuned, manifest: Path, cache: Path, out: Path) -> str:
     """Return the commands that extract the fine-tuned encoders' features, and that train on them."""
     kind = done.kind or "KIND"
-    own = "".join(f" --set {kind}.{name}={value}" for name, value in OWN_OUTPUT.get(kind, {}).items())
+    own = "".join(f" --set {kind}.{name}={_typed(value)}" for name, value in OWN_OUTPUT.get(kind, {}).items())
     return (
         f"Extract its features, a stream a fold:\n"
         f"  featcache extract {manifest} --cache {cache} --stream {kind} --set {kind}.checkpoint={out / ENCODERS}"
         f"{own}\n"
         f"and train on them, each fold on those of its own encoder:\n"
-        f"  featcache train-heads {manifest} --cache {cache} --stream {kind}@{done.name}"
+        f"  featcache train-heads {manifest} --cache {cache} --stream {done.family(kind, cache)}"
     )
+
+
+def _typed(value: Any) -> str:
+    """Return a setting as it is typed behind --set."""
+    return value if isinstance(value, str) else json.dumps(value)

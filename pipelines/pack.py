@@ -11,6 +11,7 @@ list says, and no file is written before all were checked.
 import hashlib
 import io
 import json
+import logging
 import re
 import shutil
 import zipfile
@@ -31,7 +32,8 @@ from heads.models.encoder_decoder import SPEAKER
 from heads.runs import read_config
 from pipelines.ensemble import fused_folders
 from pipelines.provenance import LEARNT, LEARNT_SHA256
-from pipelines.run_folders import CONTEXT, FUSED, FUSION_FILES, INPUTS, TRAINING_FILES
+from pipelines.restore import read_specs
+from pipelines.run_folders import CONTEXT, FUSED, FUSION_FILES, INPUTS, STREAMS, TRAINING_FILES
 
 LIST = "featcache-run.json"
 """The file in a pack that lists the others."""
@@ -48,9 +50,11 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MOST_FILES, _LONGEST_LIST, _MOST_BYTES = 10_000, 4 * 2**20, 32 * 2**30
 _CHUNK = 2**20
 
+logger = logging.getLogger(__name__)
+
 
 def pack(folder: Path, out: Path, without_utterances: bool = False, overwrite: bool = False) -> int:
-    """Make one file of a run.
+    """Make one file of a run; a warning says which fine-tuned encoders, which stay out of it, it cannot do without.
 
     Args:
         folder: the run folder.
@@ -63,13 +67,14 @@ def pack(folder: Path, out: Path, without_utterances: bool = False, overwrite: b
         The file's size in bytes.
 
     Raises:
-        ScoresError: the folder is not a run, or a run that it is made of is missing.
+        ScoresError: the folder is not a run, a run that it is made of is missing, or a file of it is damaged.
         ConfigError: `out` is there already, or is a folder.
     """
     if out.is_dir() or (out.exists() and not overwrite):
         what = "is a folder" if out.is_dir() else "is there already"
         raise ConfigError(f"{str(out)!r} {what}. Give another --out{'' if out.is_dir() else ', or --overwrite'}.")
     files = _files(folder, without_utterances)
+    encoders = _encoders(files)
     listed = {name: {"bytes": _length(one), "sha256": _sha256(one)} for name, one in files.items()}
     head = {"format": FORMAT, "featcache": __version__, "without_utterances": without_utterances, "files": listed}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +92,29 @@ def pack(folder: Path, out: Path, without_utterances: bool = False, overwrite: b
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+    for run, kinds in sorted(encoders.items()):
+        named = " ".join(f"--set {kind}.checkpoint=RUN/encoders" for kind in sorted(kinds))
+        logger.warning(
+            "%s reads fine-tuned encoders of %r, which are not in it: hand on the folder 'encoders' of that run too. "
+            "predict is told where it lies by %s; unpacked beside that run, it needs no telling.", out, run, named,
+        )  # fmt: skip
     return out.stat().st_size
+
+
+def _encoders(files: Mapping[str, Path | bytes]) -> dict[str, set[str]]:
+    """Return the kinds of streams that packed runs read of fine-tuned encoders, by the name of the run that made these.
+
+    Raises:
+        ScoresError: what a run says of its streams is damaged.
+    """
+    found: dict[str, set[str]] = {}
+    for one in files.values():
+        if isinstance(one, Path) and one.name == STREAMS:
+            specs, by_fold = read_specs(one.parent)
+            for spec in (*specs.values(), *(spec for of_one in by_fold.values() for spec in of_one.values())):
+                if spec.checkpoint and "tuned" in spec.checkpoint:
+                    found.setdefault(str(spec.checkpoint["tuned"]), set()).add(spec.kind)
+    return found
 
 
 def _files(folder: Path, without_utterances: bool, below: str = "") -> dict[str, Path | bytes]:

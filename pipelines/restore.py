@@ -17,13 +17,13 @@ from safetensors.numpy import load_file
 
 from featcache import registry
 from featcache.cache import CachedStream
-from featcache.checkpoints import COMPUTE_DTYPES
+from featcache.checkpoints import COMPUTE_DTYPES, short_digests
 from featcache.errors import CheckpointError, ConfigError, FeatcacheError, ScoresError
 from featcache.files import listed
 from featcache.manifest import Manifest
 from featcache.settings import build
 from featcache.stream import Stream, StreamSpec
-from featcache.tuned import fold_checkpoints
+from featcache.tuned import PROVENANCE, SHA256, fold_checkpoints, read_tuned
 from heads.fold_files import natural_key, read_folds
 from heads.head import Head
 from heads.learnt import Source
@@ -33,7 +33,7 @@ from heads.runs import read_config
 from heads.task import Task, Trained
 from pipelines.config import TrainConfig, recorded_config
 from pipelines.provenance import read_learnt, read_object
-from pipelines.run_folders import CONTEXT, INPUTS, STREAMS, load_head
+from pipelines.run_folders import CONTEXT, FUSED, INPUTS, STREAMS, load_head
 
 _AGAIN = "Train the run again with --overwrite."
 
@@ -132,7 +132,7 @@ def restore(folder: Path) -> Restored:
             f"{str(folder)!r} is a probe on the codes of another run, and no classifier of recordings. Name that run."
         )
     config = recorded_config(record)
-    (specs, fold_specs), weights = _read_specs(folder), read_weights(folder)
+    (specs, fold_specs), weights = read_specs(folder), read_weights(folder)
     full = load_head(config.head, config.settings)
     head = full.scoring()
     unneeded = set(full.further_streams()) - set(head.further_streams())
@@ -215,8 +215,12 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise ScoresError(f"{str(path)!r} is damaged ({error}). {_AGAIN}") from None
 
 
-def _read_specs(folder: Path) -> tuple[dict[str, StreamSpec], dict[str, dict[str, StreamSpec]]]:
-    """Return the streams of a run by name, and those of which each fold read its own, by name and fold."""
+def read_specs(folder: Path) -> tuple[dict[str, StreamSpec], dict[str, dict[str, StreamSpec]]]:
+    """Return the streams of a run by name, and those of which each fold read its own, by name and fold.
+
+    Raises:
+        ScoresError: the run does not say, or the file is damaged.
+    """
     values = read_object(folder / STREAMS)
     if values is None:
         raise ScoresError(
@@ -276,23 +280,56 @@ def of_fold(settings: Mapping[str, Any], spec: StreamSpec, run_folder: Path) -> 
         run_folder: the run's; beside it the fine-tuning run is looked for, where no checkpoint is given.
 
     Raises:
-        ConfigError: the folder of the fine-tuned checkpoints is not there, or lacks the fold.
+        ConfigError: the folder of the fine-tuned checkpoints is not there, lacks the fold, or is of another run.
     """
     run, fold = ((spec.checkpoint or {}).get(key) for key in ("tuned", "fold"))
     if run is None or fold is None:
         return settings
     given = settings.get("checkpoint")
-    folder = run_folder.resolve().parent / run if given is None else Path(str(given)).expanduser()
+    reader = _outermost(run_folder.resolve())
+    folder = reader.parent / run if given is None else Path(str(given)).expanduser()
     found = fold_checkpoints(folder) if folder.is_dir() else {}
     if given is not None and not found:
+        _check_tuned(folder, spec, run_folder)
         return settings  # the checkpoint itself
     if fold not in found:
+        # Where the run came packed, its folder is a temporary one.
+        place = f"beside {reader.name!r} there are" if given is None else f"{str(folder)!r} holds"
         raise ConfigError(
-            f"The stream {spec.name} is of an encoder that {run!r} fine-tuned for the fold {fold!r}, and "
-            f"{str(folder)!r} holds {f'those of {listed(found)}' if found else 'none'}. Say where they lie, with --set "
-            f"{spec.kind}.checkpoint=RUN/encoders."
+            f"The run {reader.name!r} reads the stream {spec.name}, of an encoder that {run!r} fine-tuned for the fold "
+            f"{fold!r}, and {place} {f'those of {listed(found)}' if found else 'none of that run'}. Say where they "
+            f"lie, with --set {spec.kind}.checkpoint=RUN/encoders."
         )
+    _check_tuned(found[fold], spec, run_folder)
     return {**settings, "checkpoint": str(found[fold])}
+
+
+def _outermost(run_folder: Path) -> Path:
+    """Return the run itself, or the fused one that brings it along."""
+    brought = run_folder.parent.name == FUSED and run_folder.name.isdigit()
+    return run_folder.parent.parent if brought else run_folder
+
+
+def _check_tuned(folder: Path, spec: StreamSpec, run_folder: Path) -> None:
+    """Refuse a fine-tuned checkpoint of another run of the name that a stream's has.
+
+    Raises:
+        ConfigError: it is of another run.
+    """
+    told = spec.checkpoint or {}
+    try:
+        here = read_tuned(folder / PROVENANCE)
+    except (OSError, ValueError):  # none, or a damaged one, which is told where the checkpoint is read
+        return
+    sources = (source.tuned for of_fold in read_learnt(run_folder).values() for source in of_fold)
+    trained = next((record.digest for record in sources if record.sha256 == told.get(SHA256)), "")
+    if here.run != told.get("tuned") or here.sha256 == told.get(SHA256) or here.digest == trained:
+        return
+    raise ConfigError(
+        f"{str(folder)!r} is of another run named {here.run!r} than the encoders that {spec.name} was made by "
+        f"(digest {here.digest} here, {trained or 'not known'} there): {here.run!r} was fine-tuned again since, or "
+        f"elsewhere. Say where those lie, with --set {spec.kind}.checkpoint=RUN/encoders."
+    )
 
 
 def check_stream(stream: Stream, spec: StreamSpec, run: str) -> tuple[StreamSpec, list[str]]:
@@ -323,7 +360,7 @@ def check_stream(stream: Stream, spec: StreamSpec, run: str) -> tuple[StreamSpec
     if wrong:
         raise ConfigError(
             f"The run {run!r} was trained on {spec.name}, and {spec.kind} computes something else here (trained -> "
-            f"here): {'; '.join(wrong)}. Use the checkpoint and the release that it was trained with."
+            f"here): {short_digests('; '.join(wrong))}. Use the checkpoint and the release that it was trained with."
         )
     return now, [line for line in lines if line.startswith("libraries.")]
 

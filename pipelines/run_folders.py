@@ -28,7 +28,7 @@ from heads.folds import Fold
 from heads.head import Head
 from heads.learnt import Source
 from heads.metrics import evaluate
-from heads.runs import Run, read_run, write_run
+from heads.runs import UNFINISHED, Run, read_run, write_run
 from heads.scores import Scores
 from heads.task import Outcome, Task
 from pipelines.model_card import NAME as CARD
@@ -59,8 +59,6 @@ TRAINING_FILES = (
 
 FUSION_FILES = ("fusion_weights.csv", "fusion_curve.csv", "fusion_coefficients.csv")
 """What a fusion leaves there instead."""
-
-UNFINISHED = ".unfinished"
 
 _FILES = {
     "scores.csv", "validation_scores.csv", "metrics.json", "config.yaml", *TRAINING_FILES, *FUSION_FILES, UNFINISHED,

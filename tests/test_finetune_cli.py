@@ -1,6 +1,7 @@
 """``featcache finetune``: from recordings to encoders, their features, and heads that read those of their own fold."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import featcache
+from featcache import registry
 from featcache.checkpoints import load_model, resolve
-from featcache.errors import CacheError, FeatcacheError
+from featcache.errors import CacheError, CheckpointError, ConfigError, FeatcacheError
 from featcache.families import open_family
 from featcache.manifest import Manifest
+from featcache.settings import build
+from featcache.stream import Stream
 from featcache.tuned import PROVENANCE, RECORD, read_tuned
 from heads.models.finetune import Finetune
 from heads.runs import read_run
 from pipelines import cli
 from pipelines.config import recorded_config, train_config
-from pipelines.finetune import default_preset, run
+from pipelines.finetune import OWN_OUTPUT, Finetuned, default_preset, extraction, next_commands, run
 from pipelines.pack import pack, unpack
 from pipelines.restore import restore
 
@@ -72,6 +76,10 @@ class Place:
             *options,
             code=code,
         )
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
 
     def encoder(self, fold: str, name: str = "ft") -> Path:
         return self.folder / "runs" / name / "encoders" / fold
@@ -142,6 +150,148 @@ def test_a_checkpoint_that_learnt_is_not_trained_further_for_what_it_knows(place
     place.call("finetune", "--out", place.folder / "runs" / "again", *options, "--allow", "tuned")
     record = read_tuned(place.encoder("s1", "again") / PROVENANCE)
     assert [one.run for one in record.everything()] == ["again", "ft"]
+
+
+def test_the_encoders_of_another_run_of_the_name_are_told_from_those_that_a_head_was_trained_on(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, file = tmp_path / "lp", tmp_path / "packed.zip"
+    place.call("train-heads", "--stream", "hidden_states@ft", "--head", "linear_probe", "--out", out, *FIT)
+    pack(out, file)
+    assert f"{file} reads fine-tuned encoders of 'ft', which are not in it" in caplog.text
+    assert "--set hidden_states.checkpoint=RUN/encoders" in caplog.text
+
+    def refusal(run: Path, *options: str) -> str:
+        words = ("predict", run, place.folder / "corpus" / "u000.wav", *options)
+        result = runner.invoke(cli.app, list(map(str, words)))
+        assert isinstance(result.exception, ConfigError), result.output
+        return str(result.exception)
+
+    told = refusal(file)
+    assert told.startswith("The run 'packed' reads the stream hidden_states-")
+    assert "beside 'packed' there are none of that run" in told
+    assert "/featcache-run-" not in told
+    again = tmp_path / "again" / "ft"
+    place.finetune(str(again), "--set", "fit.seed=3")
+    digests = [read_tuned(folder / "encoders" / "s0" / PROVENANCE).digest for folder in (again, place.runs / "ft")]
+    for encoders in (again / "encoders", again / "encoders" / "s0"):
+        told = refusal(file, "--set", f"hidden_states.checkpoint={encoders}")
+        assert "is of another run named 'ft'" in told
+        assert f"(digest {digests[0]} here, {digests[1]} there)" in told
+        assert not re.search(r"[0-9a-f]{17}", told)
+    assert runner.invoke(cli.app, ["predict", str(file), str(place.folder / "corpus" / "u000.wav"), "--set",
+                                   f"hidden_states.checkpoint={place.runs / 'ft'}"]).exit_code == 0  # fmt: skip
+
+
+def test_a_fused_run_finds_the_encoders_beside_it_whoever_brought_its_runs(place: Place, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("one", "two")]
+    for seed, out in enumerate(runs):
+        place.call("train-heads", "--stream", "hidden_states@ft", "--head", "linear_probe", "--out", out, *FIT,
+                   "--set", f"fit.seed={seed}")  # fmt: skip
+    words = ["fuse", *runs, "--weights", "1,1", "--out", tmp_path / "both"]
+    assert runner.invoke(cli.app, list(map(str, words))).exit_code == 0
+    pack(tmp_path / "both", tmp_path / "both.zip")
+    unpack(tmp_path / "both.zip", place.runs / "unpacked-both")
+    unpack(tmp_path / "both.zip", tmp_path / "far" / "away")
+    sound = str(place.folder / "corpus" / "u000.wav")
+    assert runner.invoke(cli.app, ["predict", str(place.runs / "unpacked-both"), sound]).exit_code == 0
+    result = runner.invoke(cli.app, ["predict", str(tmp_path / "far" / "away"), sound])
+    assert "beside 'away' there are none of that run" in str(result.exception)
+
+
+def test_a_second_run_of_the_name_goes_by_its_digest_wherever_it_is_told(place: Place, tmp_path: Path) -> None:
+    place.finetune("twin")
+    out = tmp_path / "twin"
+    options = ("--set", "fit.seed=4")
+    place.call("extract", "--stream", "hidden_states", "--set", f"hidden_states.checkpoint={place.runs / 'twin'}")
+    told = place.finetune(str(out), *options)
+    digest = read_tuned(out / "encoders" / "s0" / PROVENANCE).digest
+    assert f"--stream hidden_states@{digest}" in told
+    assert "--stream hidden_states@twin" in place.finetune("twin", "--extract", "hidden_states")
+    told = place.finetune(str(out), *options, "--extract", "hidden_states")
+    assert f"--stream hidden_states@{digest}" in told
+    assert f"--stream hidden_states@{digest}" in place.finetune(str(out), *options)
+    refused = place.fails("train-heads", "--stream", "hidden_states@twin", "--out", tmp_path / "x", *FIT)
+    first = read_tuned(place.encoder("s0", "twin") / PROVENANCE).digest
+    assert [line.split(":")[0].strip() for line in refused.splitlines()[1:]] == [
+        f"hidden_states@{digest}", f"hidden_states@{first}"
+    ]  # fmt: skip
+    assert refused.count("folds s0, s1, learnt from 16 utterances (hidden_states-") == 2
+
+
+def test_streams_of_other_encoders_are_told_together_and_digests_are_cut(place: Place) -> None:
+    place.finetune("more", "--extract", "hidden_states")
+    told = place.call("extract", "--stream", "hidden_states", "--set", f"hidden_states.checkpoint={place.checkpoint}")
+    [line] = [line for line in told.splitlines() if "it is not" in line]
+    assert re.search(r"it is not the \d+ streams of fine-tuned encoders \(.*ft, .*more.*\): other checkpoints", line)
+    folder = place.encoder("s0", "more")
+    own = place.call("extract", "--stream", "hidden_states", "--set", f"hidden_states.checkpoint={folder}",
+                     "--set", "hidden_states.tap=final_norm", "--dtype", "float32")  # fmt: skip
+    assert re.search(r"it is not hidden_states-\w{8}: .*checkpoint.fold: not there -> s0", own)
+    assert re.search(r"checkpoint.config_sha256: [0-9a-f]{12} -> [0-9a-f]{12};", own)
+    assert not re.search(r"[0-9a-f]{13}", own)
+
+
+def test_what_is_extracted_is_what_was_pooled(place: Place) -> None:
+    told = place.finetune("ft")
+    assert "--set hidden_states.tap=final_norm --set hidden_states.layers=last" in told
+    config = extraction({}, ["hidden_states", "token_states", "ge2e_states"], place.runs / "ft")
+    assert config is not None
+    assert {kind: {name: value for name, value in values.items() if name != "checkpoint"}
+            for kind, values in config.streams.items()} == {
+        "hidden_states": {"tap": "final_norm", "layers": "last"},
+        "token_states": {"layers": "last", "special_tokens": True},
+        "ge2e_states": {},
+    }  # fmt: skip
+    for kind, settings in OWN_OUTPUT.items():  # which the streams have
+        build(registry.load("featcache.streams", kind, Stream), {"checkpoint": "x", **settings}, kind)
+    done = Finetuned(Any, {}, "token_states", "ft", "0" * 16)  # type: ignore[arg-type]
+    text = next_commands(done, Path("m"), place.folder, Path("o"))
+    assert "--set token_states.layers=last --set token_states.special_tokens=true" in text
+
+
+def test_saved_encoders_have_the_mode_of_all_other_files(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    expected = (tmp_path / "plain").stat().st_mode
+    place.finetune("modes")
+    found = {path.name: path.stat().st_mode for path in place.encoder("s1", "modes").iterdir()}
+    assert "model.safetensors" in found
+    assert set(found.values()) == {expected}
+
+
+def test_encoders_that_are_gone_are_told_with_how_to_get_them_back(place: Place) -> None:
+    place.finetune("gone")
+    shutil.rmtree(place.runs / "gone" / "encoders")
+    for end in ("", "encoders", "encoders/s0"):
+        told = place.fails(
+            "extract", "--stream", "hidden_states", "--set", f"hidden_states.checkpoint={place.runs / 'gone' / end}"
+        )
+        assert f"'{place.runs / 'gone'}' is the folder of a run" in told
+        assert "the same command saves its encoders again" in told
+    assert "Already there" in place.finetune("gone")
+    assert place.encoder("s0", "gone").is_dir()
+
+
+def test_folds_whose_encoder_is_missing_are_told_when_the_others_are_extracted(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.finetune("short")
+    shutil.rmtree(place.encoder("s1", "short"))
+    for end in ("", "encoders"):
+        caplog.clear()
+        place.call("extract", "--stream", "hidden_states", "--set",
+                   f"hidden_states.checkpoint={place.runs / 'short' / end}")  # fmt: skip
+        assert "has no encoder of the folds s1, which its run has" in caplog.text
+    caplog.clear()
+    place.finetune("short")
+    place.call("extract", "--stream", "hidden_states", "--set", f"hidden_states.checkpoint={place.runs / 'short'}")
+    assert not caplog.text
+
+
+def test_a_folder_of_folds_is_no_checkpoint_to_train_from(place: Place) -> None:
+    for folder in (place.runs / "ft", place.runs / "ft" / "encoders"):
+        with pytest.raises(CheckpointError, match=r"a checkpoint for each fold \(s0, s1\).*--set start=RUN"):
+            resolve(str(folder))
 
 
 def test_what_is_there_is_kept_and_a_kill_between_folds_goes_on(place: Place) -> None:
@@ -252,7 +402,8 @@ def test_training_again_with_other_settings_leaves_no_encoder_of_the_old_run(pla
     first = read_tuned(place.encoder("s0", "other") / PROVENANCE)
     with pytest.raises(AssertionError, match="exit code 1"):
         place.finetune("other", "--set", "fit.seed=3")
-    place.finetune("other", "--set", "fit.seed=3", "--overwrite")
+    told = place.finetune("other", "--set", "fit.seed=3", "--overwrite")
+    assert f"--overwrite: the encoders of 'other' (digest {first.digest}) in" in told
     assert read_tuned(place.encoder("s0", "other") / PROVENANCE).digest != first.digest
 
 

@@ -18,7 +18,7 @@ from heads import metrics
 from heads.runs import Run, read_run, write_run
 from heads.scores import Scores, align
 from pipelines import fuse
-from pipelines.reporting import folders, wording
+from pipelines.reporting import wording
 from pipelines.reporting.calibration import NUM_BINS, calibration
 from pipelines.reporting.folders import find_runs
 from pipelines.reporting.fusions import read_coefficients, read_fusion_curve
@@ -267,7 +267,10 @@ def test_a_folder_stands_for_the_runs_in_it_in_natural_order(tmp_path: Path) -> 
     found = find_runs([tmp_path / "out", write_small_run(tmp_path / "single")])
     assert list(found.names) == ["layer=9", "layer=10", "seed-0/x", "seed-1/x", "single"]
     assert list(found.unfinished) == ["begun"]
-    assert folders.UNFINISHED == UNFINISHED
+    found = find_runs([tmp_path / "out" / "begun", tmp_path / "single"])  # as runs/* names them
+    assert (list(found.names), list(found.unfinished)) == (["single"], ["begun"])
+    with pytest.raises(ScoresError, match=r"no scores yet: training was interrupted.*in begun\. The command"):
+        find_runs([tmp_path / "out" / "begun"])
 
 
 def test_a_run_is_a_run_whatever_lies_in_it(tmp_path: Path) -> None:

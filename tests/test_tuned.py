@@ -205,7 +205,7 @@ def test_the_digest_depends_on_every_folds_stream(family: tuple[Path, Manifest])
 def test_another_folds_stream_is_refused_by_its_full_name(family: tuple[Path, Manifest]) -> None:
     cache, manifest = family
     name = open_family(featcache.open(cache), "toy@ft").members["A"].name
-    with pytest.raises(ProtocolError, match=r"fold 'B'.*has learnt from 8 of 8 tested.*'B0'.*toy@ft"):
+    with pytest.raises(ProtocolError, match=r"(?s)fold 'B'.*has learnt from 8 of 8 tested.*'B0'.*toy@ft"):
         Preparer(manifest, cache).prepare(config(name))
     allowed = Preparer(manifest, cache).prepare(config(name, allow=("tuned",)))
     assert {problem.fold for problem in allowed.folds.leaks} == {"B", "C"}

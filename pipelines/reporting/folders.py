@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.errors import ConfigError, ScoresError
+from featcache.files import listed
 from heads.fold_files import natural_key
+from heads.runs import UNFINISHED
 from pipelines.reporting.wording import distinct
 
 _DEEPEST = 2
-UNFINISHED = ".unfinished"
-"""What `pipelines.run_folders` calls it, without all that its import brings along."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Found:
     Attributes:
         runs: folders that have scores.
         names: the shortest ends of their paths that tell them apart.
-        unfinished: names of folders beside them in which a training has begun and not ended.
+        unfinished: names of the folders, beside these or in them, in which a training has begun and not ended.
     """
 
     runs: Sequence[Path]
@@ -38,7 +38,7 @@ def find_runs(folders: Sequence[Path]) -> Found:
 
     Raises:
         ConfigError: nothing was named, or one run twice.
-        ScoresError: a folder neither is a run nor holds one.
+        ScoresError: a folder neither is a run nor holds one, be it unfinished; or no run is finished.
     """
     if not folders:
         raise ConfigError("There is nothing to report: no run was given.")
@@ -46,13 +46,18 @@ def find_runs(folders: Sequence[Path]) -> Found:
     for folder in folders:
         inside = _inside(folder, _DEEPEST)
         own = [path for path in inside if _is_run(path)]
-        if not own and folder.is_dir():
+        if not inside and folder.is_dir():
             raise ScoresError(
                 f"{str(folder)!r} is not a run: there is no 'scores.csv' in it, nor in the folders in it. "
                 "Name the folder that holds the file, or one that holds such folders."
             )
-        runs += own or [folder]
+        runs += own if inside else [folder]
         unfinished += [path.name for path in inside if not _is_run(path)]
+    if not runs:
+        raise ScoresError(
+            f"There are no scores yet: training was interrupted, or is still at work, in {listed(unfinished)}. The "
+            "command that began it goes on with it."
+        )
     _check_once(runs)
     return Found(runs, distinct([os.path.abspath(folder) for folder in runs]), unfinished)
 
