@@ -59,6 +59,8 @@ class Cache(Mapping[str, "CachedStream"]):
     def __getitem__(self, name: str) -> "CachedStream":
         """Return a stream by its full name, or by its kind where that is unique.
 
+        Streams of encoders that were fine-tuned here go by the name of their family; the kind alone is the other one.
+
         Raises:
             UnknownNameError: no such stream.
             CacheError: several streams are of that kind; the message says how they differ. Or the name is that of a
@@ -74,7 +76,10 @@ class Cache(Mapping[str, "CachedStream"]):
         if not matches:
             raise UnknownNameError(f"stream in the cache {str(self.path)!r}", name, known)
         if len(matches) > 1:
-            raise CacheError(_ambiguous(name, [read_spec(self.path / full) for full in matches]))
+            specs = [read_spec(self.path / full) for full in matches]
+            matches = [spec.name for spec in specs if "tuned" not in (spec.checkpoint or {})]
+            if len(matches) != 1:
+                raise CacheError(_ambiguous(name, specs))
         return CachedStream(self.path / matches[0])
 
     def __contains__(self, name: object) -> bool:
@@ -93,15 +98,15 @@ class Cache(Mapping[str, "CachedStream"]):
 
 
 def _ambiguous(name: str, specs: Sequence[StreamSpec]) -> str:
-    """Return how streams of one kind differ; those of one fine-tuning run by their folds."""
-    first, *others = specs
-    lines = [f"  {first.name}"]
-    for spec in others:
-        lines.append(f"  {spec.name}: {'; '.join(spec.differences(first)) or 'the same'}")
+    """Return how streams of one kind differ; those of fine-tuning runs by run and fold."""
     told = {spec.name: spec.checkpoint or {} for spec in specs}
     runs = sorted({of["tuned"] for of in told.values() if "tuned" in of})
-    if len(runs) == 1 and all("fold" in of for of in told.values()):
-        lines = [f"  {full}: fold {of['fold']} of {runs[0]}" for full, of in told.items()]
+    lines = []
+    first = next((spec for spec in specs if "tuned" not in told[spec.name]), None)
+    for spec in specs:
+        tuned, fold = (told[spec.name].get(key) for key in ("tuned", "fold"))
+        how = f"fold {fold} of {tuned}" if tuned else "; ".join(spec.differences(first)) if first else ""
+        lines.append(f"  {spec.name}{f': {how}' if how else ''}")
     lines += [f"The folds of one fine-tuning run go by the name {name}@{run}." for run in runs]
     return f"{name!r} could be any of these; give the full name:\n" + "\n".join(lines)
 

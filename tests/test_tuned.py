@@ -93,6 +93,17 @@ def family(tmp_path: Path) -> tuple[Path, Manifest]:
     return tmp_path / "cache", Manifest(everything, tmp_path)
 
 
+def test_a_kind_alone_is_the_stream_that_was_not_fine_tuned(family: tuple[Path, Manifest]) -> None:
+    cache, manifest = family
+    with pytest.raises(CacheError, match=r"(?s)could be any of these.*: fold A of ft.*go by the name toy@ft"):
+        featcache.open(cache)["toy"]
+    own = write_stream(cache, manifest.ids, None)
+    assert featcache.open(cache)["toy"].name == own
+    other = write_stream(cache, manifest.ids, None, gain=5)
+    with pytest.raises(CacheError, match=rf"(?s)could be any of these.*{own}.*: fold B of ft|{other}: settings.gain"):
+        featcache.open(cache)["toy"]
+
+
 def config(*streams: str, **more: object) -> TrainConfig:
     return TrainConfig(head="linear_probe", streams=streams, fit=SMALL, **more)  # type: ignore[arg-type]
 
