@@ -53,7 +53,7 @@ def finetune(
         list[str] | None,
         typer.Option(
             "--set",
-            help="KEY=VALUE: settings.checkpoint=FOLDER, settings.freeze=front_end, fit.steps=20 epochs, fit.average=5.",
+            help="KEY=VALUE: settings.checkpoint=FOLDER, settings.freeze=front_end, fit.steps=20 epochs, fit.average=5",
         ),
     ] = None,
     extract: Annotated[

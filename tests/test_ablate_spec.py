@@ -150,7 +150,7 @@ def test_mistakes_are_told_with_the_place_and_what_is_meant(tmp_path: Path, valu
 
 
 def test_an_ablation_that_there_is_not_is_told_with_those_that_there_are() -> None:
-    with pytest.raises(UnknownNameError, match="demo, layers"):
+    with pytest.raises(UnknownNameError, match="demo, laptop, layers"):
         read_ablation("dmeo", lambda _: 1)
     with pytest.raises(ConfigError, match="There is no ablation file 'none.yaml'"):
         read_ablation("none.yaml", lambda _: 1)
