@@ -437,17 +437,22 @@ def test_a_run_on_what_files_do_not_give_is_refused(corpus: Corpus, probe: Path,
     assert "a probe on the codes of another run" in str(refused("predict", tmp_path / "run", corpus.wav(0)))
 
 
-def test_a_checkpoint_that_is_elsewhere_is_named_by_set(corpus: Corpus, tmp_path: Path) -> None:
-    """Text from a small encoder: the texts alone, in a file, and a folder that moved."""
+def written_texts(folder: Path) -> tuple[Path, list[str]]:
+    """Write a small encoder of text and a manifest of texts; return the encoder's folder and the texts."""
     from text_makers import text_checkpoint
 
-    encoder = text_checkpoint(tmp_path / "small-bert")
     texts = [f"this is sentence {number}" for number in range(12)]
     people = [
         Utterance(f"t{number}", text=text, label="ab"[number % 2], speaker=f"s{number // 2 % 3}")
         for number, text in enumerate(texts)
     ]
-    Manifest(people).write(tmp_path / "texts.jsonl")
+    Manifest(people).write(folder / "texts.jsonl")
+    return text_checkpoint(folder / "small-bert"), texts
+
+
+def test_a_checkpoint_that_is_elsewhere_is_named_by_set(corpus: Corpus, tmp_path: Path) -> None:
+    """Text from a small encoder: the texts alone, in a file, and a folder that moved."""
+    encoder, texts = written_texts(tmp_path)
     cache, run = tmp_path / "cache", tmp_path / "run"
     call("extract", tmp_path / "texts.jsonl", "--cache", cache, "--stream", "token_states",
          "--set", f"token_states.checkpoint={encoder}")  # fmt: skip
@@ -468,15 +473,7 @@ def test_a_checkpoint_that_is_elsewhere_is_named_by_set(corpus: Corpus, tmp_path
 
 
 def test_an_encoder_that_was_tuned_from_ids_of_tokens_reads_new_texts(tmp_path: Path) -> None:
-    from text_makers import text_checkpoint
-
-    encoder = text_checkpoint(tmp_path / "small-bert")
-    texts = [f"this is sentence {number}" for number in range(12)]
-    people = [
-        Utterance(f"t{number}", text=text, label="ab"[number % 2], speaker=f"s{number // 2 % 3}")
-        for number, text in enumerate(texts)
-    ]
-    Manifest(people).write(tmp_path / "texts.jsonl")
+    encoder, texts = written_texts(tmp_path)
     cache, run = tmp_path / "cache", tmp_path / "run"
     call("extract", tmp_path / "texts.jsonl", "--cache", cache, "--stream", "tokens",
          "--set", f"tokens.checkpoint={encoder}")  # fmt: skip
