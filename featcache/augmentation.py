@@ -194,11 +194,11 @@ class Maker:
     """Writes the copies of one original after the other: what a process of :class:`featcache.workers.Workers` does.
 
     Args:
-        folder: where files are written.
+        folders: where files are written, and where while they are not whole.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folders: tuple[Path, Path]) -> None:
+        self._folder, self._aside = folders
 
     def __call__(self, request: Request) -> Reply:
         """Write the copies that are not there yet; one that cannot be made leaves the others."""
@@ -211,7 +211,7 @@ class Maker:
             path = self._folder / copy.file_name(recording)
             try:
                 if not path.exists():
-                    write_atomically(path, augmented(recording, copy))
+                    write_atomically(path, augmented(recording, copy), self._aside)
                     made += 1
                 files[copy.id] = path.name
             except FeatcacheError as error:

@@ -95,7 +95,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def workplace(cache: Path) -> Iterator[Path]:
-    """Open a folder for temporary files of a cache, locked against clean-up while it is open."""
+    """Open a folder for temporary files of a cache, or of copies of audio, locked against clean-up while it is open."""
     folder, lock = _make_workplace(cache / ASIDE)
     try:
         yield folder

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.augmentation import Copy, Maker, Recipe, Reply, Request, draw, without_any
+from featcache.claims import remove_abandoned, workplace
 from featcache.errors import ConfigError, ManifestError
 from featcache.files import listed, quoted
 from featcache.manifest import Manifest, Utterance
@@ -85,7 +86,11 @@ def run(
     if not overwrite:
         drawn = [(copy.id, copy.drawn) for copies in wanted.values() for copy in copies]
         _check_kept(there, [*_drawn(manifest), *drawn], out)
-    replies = _made(manifest, originals, wanted, out / AUDIO, workers, on_progress)
+    out.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(out)
+    with workplace(out) as aside:
+        replies = _made(manifest, originals, wanted, (out / AUDIO, aside), workers, on_progress)
+    remove_abandoned(out)  # of a process that outlived its killed command
     rows: list[Utterance] = []
     for utterance in manifest:
         audio = None if utterance.audio is None else os.path.abspath(manifest.audio_path(utterance))
@@ -115,11 +120,11 @@ def _made(
     manifest: Manifest,
     originals: Sequence[Utterance],
     wanted: Mapping[str, Sequence[Copy]],
-    folder: Path,
+    folders: tuple[Path, Path],
     workers: int | None,
     on_progress: Callable[[int, int], None],
 ) -> dict[str, Reply]:
-    """Return what became of each original, by id."""
+    """Return what became of each original, by id; files are written in the second folder and renamed into the first."""
     replies: dict[str, Reply] = {}
     requests: dict[str, Request] = {}
     for utterance in originals:
@@ -128,9 +133,9 @@ def _made(
             requests[utterance.id] = Request(audio, utterance.start_s, utterance.end_s, wanted[utterance.id])
         except ManifestError as error:
             replies[utterance.id] = without_any(wanted[utterance.id], str(error))
-    folder.mkdir(parents=True, exist_ok=True)
+    folders[0].mkdir(parents=True, exist_ok=True)
     number = max(1, min(workers or len(os.sched_getaffinity(0)), len(requests)))
-    processes: Workers[Request, Reply] = Workers(number, Maker, folder)
+    processes: Workers[Request, Reply] = Workers(number, Maker, folders)
     try:
         names = list(requests)
         for start in range(0, len(names), _EACH * number):

@@ -381,6 +381,11 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    assert not list((tmp_path / "out" / "audio").glob(".*"))  # what is not whole lies aside
+    left = tmp_path / "out" / ".tmp" / "0123456789abcdef@"  # as a kill within a write leaves it
+    left.mkdir()
+    (left / "lock").touch()
+    (left / ".tmp-0123456789abcdef").write_bytes(b"fLaC")
     done = augment.run(manifest, tmp_path / "out", read_recipe("pitch"), workers=1)
     assert 0 < done.num_made < 24
     assert files(tmp_path / "out") == files(tmp_path / "whole")
