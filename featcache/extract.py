@@ -153,15 +153,15 @@ def _tier(spec: StreamSpec, options: Options) -> str:
 def different_streams(cache: Path, spec: StreamSpec) -> dict[str, list[str]]:
     """Return the streams of a spec's kind that a cache holds, each with the lines that make the spec another.
 
-    Those of other folds of one fine-tuning run are left out: they are meant to be others. Those of encoders that other
-    runs fine-tuned are told together. Digests are cut.
+    For a fine-tuned encoder's stream, those of the run's other folds and of encoders that were not fine-tuned are left
+    out: they are meant to be others. Those of encoders that other runs fine-tuned are told together. Digests are cut.
     """
     names = [name for name in Cache(cache) if name.rpartition("-")[0] == spec.kind and name != spec.name]
     others = {name: read_spec(cache / name) for name in names}
     run, fold = ((spec.checkpoint or {}).get(key) for key in ("tuned", "fold"))
     told = {name: other.checkpoint or {} for name, other in others.items()}
-    siblings = {name for name in names if run and told[name].get("tuned") == run and told[name].get("fold") != fold}
-    lines = {name: spec.differences(other) for name, other in others.items() if name not in siblings}
+    own = {name for name, one in told.items() if one.get("tuned") in (None, run) and one.get("fold") != fold}
+    lines = {name: spec.differences(other) for name, other in others.items() if not (run and name in own)}
     found = {name: [short_digests(line) for line in of_one] for name, of_one in lines.items()}
     elsewhere = [name for name in found if told[name].get("tuned") not in (None, run)]
     if len(elsewhere) < 2:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from featcache.checkpoints import file_sha256
-from featcache.errors import ConfigError, ScoresError
+from featcache.errors import ConfigError
 from featcache.files import listed, quoted
 from featcache.manifest import Utterance
 from featcache.stream import StreamSpec
@@ -18,9 +18,9 @@ from heads.head import Begun, GradientHead, Head, check_same_head
 from heads.learnt import Source
 from heads.runs import read_config
 from pipelines.config import recorded_config
-from pipelines.provenance import read_object, records_of_run
-from pipelines.restore import fold_weights
-from pipelines.run_folders import STREAMS, load_head
+from pipelines.provenance import records_of_run
+from pipelines.restore import fold_weights, read_specs
+from pipelines.run_folders import load_head
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,12 @@ def open_start(folder: str, head: Head, folds: Sequence[Fold]) -> Start:
     for name in set(taken.values()):
         fold_weights(path, name, check_only=True)
     digest = file_sha256(path / "weights.safetensors")
-    specs = {name: _specs(path, found) for name, found in taken.items()}
+    read, by_fold = read_specs(path)
+    specs = {
+        name: [by_fold.get(stream, {}).get(found, spec) for stream, spec in read.items()]
+        for name, found in taken.items()
+    }
     return Start(path, taken, sources, digest, bool(config.get("random_weights")), before, specs)
-
-
-def _specs(folder: Path, fold: str) -> list[StreamSpec]:
-    """Return the streams that a run read in a fold."""
-    values = read_object(folder / STREAMS) or {}
-    try:
-        read = [*values["streams"].values(), *(each[fold] for each in values.get("fold_streams", {}).values())]
-        return [StreamSpec.from_json(spec) for spec in read]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ScoresError(
-            f"{str(folder / STREAMS)!r} is missing or damaged ({error!r}). Train the run again with --overwrite."
-        ) from None
 
 
 def shares_of_votes(

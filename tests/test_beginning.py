@@ -142,7 +142,8 @@ def test_a_run_that_does_not_say_its_streams_is_refused(folder: Path, tmp_path: 
     (tmp_path / "streams.json").unlink()
     if content is not None:
         (tmp_path / "streams.json").write_text(content)
-    with pytest.raises(ScoresError, match=r"(streams.json' is missing or damaged|do not fit together)"):
+    told = r"(does not say what its streams|streams.json' is damaged|do not fit together)"
+    with pytest.raises(ScoresError, match=told):
         Preparer(manifest(), folder / "cache").prepare(config(start=tmp_path))
 
 
